@@ -1,0 +1,3 @@
+//! Kubernetes objects and what is computed from them alone. No I/O, no clock.
+
+pub mod qos;

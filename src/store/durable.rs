@@ -1,0 +1,83 @@
+//! Durable files: written to a temporary name, fsynced, renamed, directory fsynced. A reader sees the old
+//! content or the new, never half of it, also after a power cut.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+/// A file of ours could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A step of the write or read failed.
+    #[error("{step} {path}")]
+    Io {
+        /// `create`, `write`, `sync`, `rename`, `open directory of`, `read`.
+        step: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The content is not what it should be.
+    #[error("decode {path}")]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { step, path, source }
+}
+
+/// Writes `bytes` to `path` durably, mode 0600. The directory must exist.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(io_error("create", &temporary))?;
+    file.write_all(bytes).map_err(io_error("write", &temporary))?;
+    file.sync_all().map_err(io_error("sync", &temporary))?;
+    fs::rename(&temporary, path).map_err(io_error("rename", &temporary))?;
+    sync_parent(path)
+}
+
+/// Makes the directory entry of `path` durable.
+pub fn sync_parent(path: &Path) -> Result<(), StoreError> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let directory = File::open(parent).map_err(io_error("open directory of", path))?;
+    directory.sync_all().map_err(io_error("sync", parent))
+}
+
+/// Writes `value` as JSON, durably.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
+    let bytes = serde_json::to_vec(value).map_err(|source| StoreError::Decode { path: path.to_owned(), source })?;
+    write(path, &bytes)
+}
+
+/// Reads JSON; `None` when the file does not exist.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|source| StoreError::Decode { path: path.to_owned(), source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_error("read", path)(error)),
+    }
+}

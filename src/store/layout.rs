@@ -1,0 +1,167 @@
+//! Where things are: every path that the agent owns is made here and nowhere else.
+
+use std::path::{Path, PathBuf};
+
+/// The directories the agent was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Survives a reboot: ledger, records, images, leases (`/var/lib/berth`).
+    pub root: PathBuf,
+    /// Gone after a reboot: lock, sockets (`/run/berth`).
+    pub run: PathBuf,
+    /// Container logs (`/var/log/pods`).
+    pub log: PathBuf,
+}
+
+impl Layout {
+    /// `<root>/pods`.
+    pub fn pods(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    /// `<root>/images`.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// The socket of the local HTTP API.
+    pub fn api_socket(&self) -> PathBuf {
+        self.run.join("berth.sock")
+    }
+
+    /// The SOCK_SEQPACKET socket over which exec and attach hand descriptors.
+    pub fn stream_socket(&self) -> PathBuf {
+        self.run.join("stream.sock")
+    }
+
+    /// Lock file of the one agent that may use these directories.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("agent.lock")
+    }
+
+    /// The paths of one pod.
+    pub fn pod(&self, uid: &str, namespace: &str, name: &str) -> PodDirs {
+        PodDirs {
+            dir: self.pods().join(uid),
+            run: self.run.join("pods").join(uid),
+            log: self.log.join(format!("{namespace}_{name}_{uid}")),
+        }
+    }
+}
+
+/// The paths of one pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodDirs {
+    /// `<root>/pods/<uid>`.
+    pub dir: PathBuf,
+    /// `<run>/pods/<uid>`.
+    pub run: PathBuf,
+    /// `<log>/<namespace>_<name>_<uid>`.
+    pub log: PathBuf,
+}
+
+impl PodDirs {
+    /// The admitted pod, durable before anything is done for it.
+    pub fn pod_file(&self) -> PathBuf {
+        self.dir.join("pod.json")
+    }
+
+    /// `SandboxSpec`.
+    pub fn sandbox_file(&self) -> PathBuf {
+        self.dir.join("sandbox.json")
+    }
+
+    /// Address lease.
+    pub fn network_file(&self) -> PathBuf {
+        self.dir.join("network.json")
+    }
+
+    /// Listening socket of the supervisor.
+    pub fn supervisor_socket(&self) -> PathBuf {
+        self.run.join("supervisor.sock")
+    }
+
+    /// What the supervisor had to say on standard error.
+    pub fn supervisor_log(&self) -> PathBuf {
+        self.run.join("supervisor.log")
+    }
+
+    /// `hosts`, `hostname` and `resolv.conf` bound into the containers.
+    pub fn etc(&self) -> PathBuf {
+        self.dir.join("etc")
+    }
+
+    /// A volume, in the kubelet's layout: `volumes/kubernetes.io~empty-dir/<name>`.
+    pub fn volume(&self, plugin: &str, name: &str) -> PathBuf {
+        self.volumes().join(plugin.replace('/', "~")).join(name)
+    }
+
+    /// All volumes.
+    pub fn volumes(&self) -> PathBuf {
+        self.dir.join("volumes")
+    }
+
+    /// All containers.
+    pub fn containers(&self) -> PathBuf {
+        self.dir.join("containers")
+    }
+
+    /// One container, all attempts.
+    pub fn container(&self, name: &str) -> PathBuf {
+        self.containers().join(name)
+    }
+
+    /// One attempt: `launch.json`, `exit.json`, `termination-log`, `rootfs`, `upper`, `work`.
+    pub fn attempt(&self, name: &str, attempt: u32) -> AttemptDirs {
+        AttemptDirs { dir: self.container(name).join(attempt.to_string()) }
+    }
+
+    /// Log file of an attempt.
+    pub fn log_file(&self, name: &str, attempt: u32) -> PathBuf {
+        self.log.join(name).join(format!("{attempt}.log"))
+    }
+}
+
+/// The paths of one attempt at a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptDirs {
+    /// `<pod dir>/containers/<name>/<attempt>`.
+    pub dir: PathBuf,
+}
+
+impl AttemptDirs {
+    /// The attempt whose directory is `dir`.
+    pub fn at(dir: &Path) -> AttemptDirs {
+        AttemptDirs { dir: dir.to_owned() }
+    }
+
+    /// `LaunchSpec`.
+    pub fn launch_file(&self) -> PathBuf {
+        self.dir.join("launch.json")
+    }
+
+    /// `ExitRecord`.
+    pub fn exit_file(&self) -> PathBuf {
+        self.dir.join("exit.json")
+    }
+
+    /// Bound to terminationMessagePath.
+    pub fn termination_log(&self) -> PathBuf {
+        self.dir.join("termination-log")
+    }
+
+    /// Where the root is mounted within the container's mount namespace.
+    pub fn rootfs(&self) -> PathBuf {
+        self.dir.join("rootfs")
+    }
+
+    /// Writable layer.
+    pub fn upper(&self) -> PathBuf {
+        self.dir.join("upper")
+    }
+
+    /// Overlay work directory.
+    pub fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+}

@@ -1,0 +1,4 @@
+//! The pod's own small process: pause, parent and scribe.
+
+pub mod protocol;
+pub mod spec;

@@ -1,0 +1,3 @@
+//! One actor per pod: observe, plan, execute.
+
+pub mod handle;
