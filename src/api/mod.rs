@@ -1,3 +1,4 @@
 //! Kubernetes objects and what is computed from them alone. No I/O, no clock.
 
 pub mod qos;
+pub mod quantity;
