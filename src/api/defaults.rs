@@ -70,11 +70,8 @@ fn set_container_defaults(container: &mut Container) {
     if let Some(resources) = &mut container.resources {
         set_resource_defaults(resources);
     }
-    for probe in [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe] {
-        if let Some(probe) = probe {
-            set_probe_defaults(probe);
-        }
-    }
+    let probes = [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe];
+    probes.into_iter().flatten().for_each(set_probe_defaults);
     if let Some(lifecycle) = &mut container.lifecycle {
         set_lifecycle_defaults(lifecycle);
     }
@@ -133,11 +130,7 @@ fn set_list_defaults(list: &mut BTreeMap<String, ApiQuantity>) {
 fn set_pod_level_resources(spec: &mut PodSpec) {
     let Some(mut resources) = spec.resources.take() else { return };
     let is_set = |list: &Option<BTreeMap<String, ApiQuantity>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    for list in [&mut resources.limits, &mut resources.requests] {
-        if let Some(list) = list {
-            set_list_defaults(list);
-        }
-    }
+    [&mut resources.limits, &mut resources.requests].into_iter().flatten().for_each(set_list_defaults);
     if is_set(&resources.limits) || is_set(&resources.requests) {
         for (name, limit) in resources::container_limits(spec) {
             let requested = resources.requests.as_ref().is_some_and(|requests| requests.contains_key(&name));

@@ -27,6 +27,15 @@ pub enum SourceId {
 }
 
 impl SourceId {
+    /// The source that an origin (see [`SourcedPod::origin`]) belongs to.
+    pub fn of_origin(origin: &str) -> SourceId {
+        match origin {
+            "api" => SourceId::Api,
+            _ if origin.starts_with("file:") => SourceId::File,
+            _ => SourceId::Http,
+        }
+    }
+
     /// The value of the annotation `kubernetes.io/config.source`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -47,7 +56,7 @@ impl fmt::Display for SourceId {
 #[derive(Debug, Clone, PartialEq)]
 pub struct SourcedPod {
     /// The pod; its UID, name and namespace are set.
-    pub pod: Pod,
+    pub pod: Arc<Pod>,
     /// `file:<path>`, the URL, or `api`.
     pub origin: String,
     /// Which document of the manifest, from 0.
@@ -99,10 +108,12 @@ impl SourceUpdate {
 /// A pod the node should run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DesiredPod {
-    /// The pod and where it was asked for.
-    pub pod: Arc<SourcedPod>,
-    /// Who wants it.
-    pub source: SourceId,
+    /// The pod: complete (defaults set) and valid.
+    pub pod: Arc<Pod>,
+    /// Where it was asked for, as [`SourcedPod::origin`].
+    pub source: String,
+    /// Which document of that, from 0.
+    pub document: usize,
     /// `namespace/name`. A changed static manifest gives a pod of another UID and the same full name: it may not be
     /// started before the one it replaces is gone.
     pub full_name: String,
@@ -122,8 +133,8 @@ pub struct Desired {
 impl Desired {
     /// Whether a pod that is not in `pods` is to be kept running nevertheless, because the place it came from
     /// (`origin` as in [`SourcedPod`]) cannot be read now. A pod that `pods` replaces (same full name) is not kept.
-    pub fn keeps(&self, source: SourceId, origin: &str, full_name: &str) -> bool {
-        let readable = !self.incomplete.contains(&source) && !self.unusable.contains(origin);
+    pub fn keeps(&self, origin: &str, full_name: &str) -> bool {
+        let readable = !self.incomplete.contains(&SourceId::of_origin(origin)) && !self.unusable.contains(origin);
         !readable && !self.pods.values().any(|pod| pod.full_name == full_name)
     }
 }
@@ -144,18 +155,18 @@ pub fn merge(updates: &[Arc<SourceUpdate>], running: &BTreeSet<String>) -> Desir
     }
     candidates
         .sort_by_cached_key(|(source, pod)| (!running.contains(pod.uid()), *source, pod.origin.clone(), pod.document));
-    let mut by_name: BTreeMap<String, Arc<SourcedPod>> = BTreeMap::new();
-    for (source, pod) in candidates {
+    // Full name to UID.
+    let mut by_name: BTreeMap<String, &str> = BTreeMap::new();
+    for (_, pod) in candidates {
         let full_name = pod.full_name();
-        let winner = match (by_name.get(&full_name), desired.pods.get(pod.uid())) {
-            (Some(winner), _) => Some(("same name", winner)),
-            (None, Some(winner)) => Some(("same UID", &winner.pod)),
-            (None, None) => None,
+        let rival = match by_name.get(&full_name) {
+            Some(uid) => Some(("same name", *uid)),
+            None => desired.pods.contains_key(pod.uid()).then_some(("same UID", pod.uid())),
         };
-        if let Some((what, winner)) = winner {
+        if let Some((what, winner)) = rival.and_then(|(what, uid)| Some((what, desired.pods.get(uid)?))) {
             let message = format!(
                 "pod {full_name} is not used: {} (document {}) has a pod of the {what}",
-                winner.origin, winner.document
+                winner.source, winner.document
             );
             desired.problems.push(ManifestProblem {
                 source: pod.origin.clone(),
@@ -166,8 +177,9 @@ pub fn merge(updates: &[Arc<SourceUpdate>], running: &BTreeSet<String>) -> Desir
             });
             continue;
         }
-        by_name.insert(full_name.clone(), pod.clone());
-        desired.pods.insert(pod.uid().to_owned(), DesiredPod { pod: pod.clone(), source, full_name });
+        by_name.insert(full_name.clone(), pod.uid());
+        let wanted = DesiredPod { pod: pod.pod.clone(), source: pod.origin.clone(), document: pod.document, full_name };
+        desired.pods.insert(pod.uid().to_owned(), wanted);
     }
     desired
 }
@@ -181,7 +193,7 @@ mod tests {
         pod.metadata.uid = Some(uid.to_owned());
         pod.metadata.name = Some(name.to_owned());
         pod.metadata.namespace = Some("shop".to_owned());
-        Arc::new(SourcedPod { pod, origin: origin.to_owned(), document: 0 })
+        Arc::new(SourcedPod { pod: Arc::new(pod), origin: origin.to_owned(), document: 0 })
     }
 
     fn update(source: SourceId, pods: &[Arc<SourcedPod>]) -> Arc<SourceUpdate> {
@@ -195,11 +207,11 @@ mod tests {
     #[test]
     fn the_sets_of_all_sources_are_joined() {
         let updates =
-            [update(SourceId::Http, &[pod("u", "2", "b")]), update(SourceId::File, &[pod("file:a", "1", "a")])];
+            [update(SourceId::Http, &[pod("http://u", "2", "b")]), update(SourceId::File, &[pod("file:a", "1", "a")])];
         let desired = merge(&updates, &BTreeSet::new());
         assert_eq!(uids(&desired), ["1", "2"]);
         assert_eq!(desired.pods["1"].full_name, "shop/a");
-        assert_eq!(desired.pods["2"].source, SourceId::Http);
+        assert_eq!(desired.pods["2"].source, "http://u");
         assert!(desired.problems.is_empty());
     }
 
@@ -239,9 +251,9 @@ mod tests {
         };
         let silent = SourceUpdate { incomplete: true, ..SourceUpdate::empty(SourceId::Http) };
         let desired = merge(&[Arc::new(unusable), Arc::new(silent)], &BTreeSet::new());
-        assert!(desired.keeps(SourceId::File, "file:/m/b.yaml", "shop/db"));
-        assert!(!desired.keeps(SourceId::File, "file:/m/b.yaml", "shop/web"), "replaced by another pod of its name");
-        assert!(!desired.keeps(SourceId::File, "file:/m/gone.yaml", "shop/db"));
-        assert!(desired.keeps(SourceId::Http, "http://h", "shop/db"));
+        assert!(desired.keeps("file:/m/b.yaml", "shop/db"));
+        assert!(!desired.keeps("file:/m/b.yaml", "shop/web"), "replaced by another pod of its name");
+        assert!(!desired.keeps("file:/m/gone.yaml", "shop/db"));
+        assert!(desired.keeps("http://h", "shop/db"));
     }
 }

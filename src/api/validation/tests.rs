@@ -186,7 +186,11 @@ fn resources_are_checked() {
         json!("1"),
         r#"limits[storage]: Invalid value: "storage": must be a standard resource for containers"#,
     );
-    case("requests/example.com~1gpu", json!("1"), r#"requests[example.com/gpu]: Invalid value: "example.com~1gpu""#);
+    case(
+        "requests",
+        json!({"example.com/gpu": "1"}),
+        "limits: Required value: Limit must be set for non overcommitable resources",
+    );
 }
 
 #[test]

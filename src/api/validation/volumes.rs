@@ -67,7 +67,7 @@ fn source(path: &str, volume: &Volume, errors: &mut Errors) {
 }
 
 /// The sources a volume names, as they are written. Asked of its JSON form, so that no kind can be forgotten.
-pub fn kinds(volume: &Volume) -> Vec<String> {
+fn kinds(volume: &Volume) -> Vec<String> {
     match to_value(volume) {
         Ok(Value::Object(fields)) => fields.into_iter().map(|(name, _)| name).filter(|name| name != "name").collect(),
         _ => Vec::new(),
