@@ -10,7 +10,7 @@ use serde::{
     de::{DeserializeOwned, DeserializeSeed, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor},
     forward_to_deserialize_any,
 };
-use serde_json::{Error, Map, Value, map, value};
+use serde_json::{Error, Value, map, value};
 
 /// A value of the wrong type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -196,22 +196,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
     }
 }
 
-/// The object without fields that are `null`, at any depth: what was not set and what was set to nothing is the same.
-pub fn without_nulls(value: Value) -> Value {
-    match value {
-        Value::Object(fields) => Value::Object(
-            fields
-                .into_iter()
-                .filter(|(_, value)| !value.is_null())
-                .map(|(name, value)| (name, without_nulls(value)))
-                .collect::<Map<_, _>>(),
-        ),
-        Value::Array(items) => Value::Array(items.into_iter().map(without_nulls).collect()),
-        other => other,
-    }
-}
-
-/// `value` as a typed object without a word about what does not fit.
+/// An object of the API as a JSON value, whose keys are sorted.
 pub fn to_value<T: serde::Serialize>(object: &T) -> Result<Value, Error> {
     value::to_value(object)
 }

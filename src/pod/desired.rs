@@ -27,15 +27,6 @@ pub enum SourceId {
 }
 
 impl SourceId {
-    /// The source that an origin (see [`SourcedPod::origin`]) belongs to.
-    pub fn of_origin(origin: &str) -> SourceId {
-        match origin {
-            "api" => SourceId::Api,
-            _ if origin.starts_with("file:") => SourceId::File,
-            _ => SourceId::Http,
-        }
-    }
-
     /// The value of the annotation `kubernetes.io/config.source`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -56,7 +47,7 @@ impl fmt::Display for SourceId {
 #[derive(Debug, Clone, PartialEq)]
 pub struct SourcedPod {
     /// The pod; its UID, name and namespace are set.
-    pub pod: Arc<Pod>,
+    pub pod: Pod,
     /// `file:<path>`, the URL, or `api`.
     pub origin: String,
     /// Which document of the manifest, from 0.
@@ -108,12 +99,10 @@ impl SourceUpdate {
 /// A pod the node should run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DesiredPod {
-    /// The pod: complete (defaults set) and valid.
-    pub pod: Arc<Pod>,
-    /// Where it was asked for, as [`SourcedPod::origin`].
-    pub source: String,
-    /// Which document of that, from 0.
-    pub document: usize,
+    /// The pod and where it was asked for.
+    pub pod: Arc<SourcedPod>,
+    /// Who wants it.
+    pub source: SourceId,
     /// `namespace/name`. A changed static manifest gives a pod of another UID and the same full name: it may not be
     /// started before the one it replaces is gone.
     pub full_name: String,
@@ -133,8 +122,8 @@ pub struct Desired {
 impl Desired {
     /// Whether a pod that is not in `pods` is to be kept running nevertheless, because the place it came from
     /// (`origin` as in [`SourcedPod`]) cannot be read now. A pod that `pods` replaces (same full name) is not kept.
-    pub fn keeps(&self, origin: &str, full_name: &str) -> bool {
-        let readable = !self.incomplete.contains(&SourceId::of_origin(origin)) && !self.unusable.contains(origin);
+    pub fn keeps(&self, source: SourceId, origin: &str, full_name: &str) -> bool {
+        let readable = !self.incomplete.contains(&source) && !self.unusable.contains(origin);
         !readable && !self.pods.values().any(|pod| pod.full_name == full_name)
     }
 }
@@ -155,18 +144,18 @@ pub fn merge(updates: &[Arc<SourceUpdate>], running: &BTreeSet<String>) -> Desir
     }
     candidates
         .sort_by_cached_key(|(source, pod)| (!running.contains(pod.uid()), *source, pod.origin.clone(), pod.document));
-    // Full name to UID.
-    let mut by_name: BTreeMap<String, &str> = BTreeMap::new();
-    for (_, pod) in candidates {
+    let mut by_name: BTreeMap<String, Arc<SourcedPod>> = BTreeMap::new();
+    for (source, pod) in candidates {
         let full_name = pod.full_name();
-        let rival = match by_name.get(&full_name) {
-            Some(uid) => Some(("same name", *uid)),
-            None => desired.pods.contains_key(pod.uid()).then_some(("same UID", pod.uid())),
+        let winner = match (by_name.get(&full_name), desired.pods.get(pod.uid())) {
+            (Some(winner), _) => Some(("same name", winner)),
+            (None, Some(winner)) => Some(("same UID", &winner.pod)),
+            (None, None) => None,
         };
-        if let Some((what, winner)) = rival.and_then(|(what, uid)| Some((what, desired.pods.get(uid)?))) {
+        if let Some((what, winner)) = winner {
             let message = format!(
                 "pod {full_name} is not used: {} (document {}) has a pod of the {what}",
-                winner.source, winner.document
+                winner.origin, winner.document
             );
             desired.problems.push(ManifestProblem {
                 source: pod.origin.clone(),
@@ -177,9 +166,8 @@ pub fn merge(updates: &[Arc<SourceUpdate>], running: &BTreeSet<String>) -> Desir
             });
             continue;
         }
-        by_name.insert(full_name.clone(), pod.uid());
-        let wanted = DesiredPod { pod: pod.pod.clone(), source: pod.origin.clone(), document: pod.document, full_name };
-        desired.pods.insert(pod.uid().to_owned(), wanted);
+        by_name.insert(full_name.clone(), pod.clone());
+        desired.pods.insert(pod.uid().to_owned(), DesiredPod { pod: pod.clone(), source, full_name });
     }
     desired
 }
@@ -193,7 +181,7 @@ mod tests {
         pod.metadata.uid = Some(uid.to_owned());
         pod.metadata.name = Some(name.to_owned());
         pod.metadata.namespace = Some("shop".to_owned());
-        Arc::new(SourcedPod { pod: Arc::new(pod), origin: origin.to_owned(), document: 0 })
+        Arc::new(SourcedPod { pod, origin: origin.to_owned(), document: 0 })
     }
 
     fn update(source: SourceId, pods: &[Arc<SourcedPod>]) -> Arc<SourceUpdate> {
@@ -207,11 +195,11 @@ mod tests {
     #[test]
     fn the_sets_of_all_sources_are_joined() {
         let updates =
-            [update(SourceId::Http, &[pod("http://u", "2", "b")]), update(SourceId::File, &[pod("file:a", "1", "a")])];
+            [update(SourceId::Http, &[pod("u", "2", "b")]), update(SourceId::File, &[pod("file:a", "1", "a")])];
         let desired = merge(&updates, &BTreeSet::new());
         assert_eq!(uids(&desired), ["1", "2"]);
         assert_eq!(desired.pods["1"].full_name, "shop/a");
-        assert_eq!(desired.pods["2"].source, "http://u");
+        assert_eq!(desired.pods["2"].source, SourceId::Http);
         assert!(desired.problems.is_empty());
     }
 
@@ -251,9 +239,9 @@ mod tests {
         };
         let silent = SourceUpdate { incomplete: true, ..SourceUpdate::empty(SourceId::Http) };
         let desired = merge(&[Arc::new(unusable), Arc::new(silent)], &BTreeSet::new());
-        assert!(desired.keeps("file:/m/b.yaml", "shop/db"));
-        assert!(!desired.keeps("file:/m/b.yaml", "shop/web"), "replaced by another pod of its name");
-        assert!(!desired.keeps("file:/m/gone.yaml", "shop/db"));
-        assert!(desired.keeps("http://h", "shop/db"));
+        assert!(desired.keeps(SourceId::File, "file:/m/b.yaml", "shop/db"));
+        assert!(!desired.keeps(SourceId::File, "file:/m/b.yaml", "shop/web"), "replaced by another pod of its name");
+        assert!(!desired.keeps(SourceId::File, "file:/m/gone.yaml", "shop/db"));
+        assert!(desired.keeps(SourceId::Http, "http://h", "shop/db"));
     }
 }

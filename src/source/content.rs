@@ -62,7 +62,7 @@ impl Content {
                 }
             };
             let document = document.unwrap_or_default();
-            let new = SourcedPod { pod: Arc::new(pod), origin: origin_name(origin), document };
+            let new = SourcedPod { pod, origin: origin_name(origin), document };
             let same = |old: &&Arc<SourcedPod>| old.uid() == new.uid() && old.document == document;
             let known = self.pods.iter().find(same).cloned();
             content.pods.push(known.unwrap_or_else(|| Arc::new(new)));
