@@ -1,5 +1,6 @@
 //! Every decision about a pod: no I/O, no clock, no logger. Time and results are arguments.
 //!
+//! [`desired::merge`] says which pods there should be and [`admission`] whether the node takes one. For each,
 //! [`plan::plan`] looks at the pod as it is wanted, as it was observed and what is remembered, and says what to do
 //! now. The worker does that, observes, and asks again.
 
