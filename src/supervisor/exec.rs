@@ -49,7 +49,7 @@ impl Exec {
                 return Err(start_error("take the standard streams", &wrong));
             }
         };
-        let Spawned { pid, pidfd, status, console_socket } = container::exec(spec, init, launch, stdio, context)?;
+        let Spawned { pid, pidfd, status, console_socket } = container::exec(spec, launch, init, stdio, context)?;
         let status = Status::new(status, console_socket).map_err(|error| start_error("watch the process", &error))?;
         Ok(Exec { connection, request: Some(request), pid, pidfd, status: Some(status), failure: None })
     }

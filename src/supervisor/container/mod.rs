@@ -1,25 +1,51 @@
-//! Stand-in for the container launcher while it is written elsewhere: it runs the program on the host, without
-//! namespaces or a root of its own.
+//! Everything that runs in a container's process between clone3 and execve, and the joining of a running container
+//! for exec.
+//!
+//! [`spawn`] clones a process into its cgroup and new namespaces and returns at once. The child walks through
+//! `init` (for exec: `join`), one step after the other, and ends in `finish`, which both share: limits, user,
+//! capabilities, seccomp, execve. It answers over a pipe: one record when it is ready to exec, another if a step
+//! fails; [`decode_status`] reads them once the pipe is at its end.
+//!
+//! What holds throughout:
+//! - Whatever comes from the host (bind sources, the host's /dev/null, cgroup directories) is opened first and by
+//!   descriptor. Once the container's root is in place, no path is resolved except beneath it ([`target`]).
+//! - A mount is made detached, gets its flags, and is then attached to a descriptor ([`crate::sys::mount`]): nothing in
+//!   an image can redirect it between check and use.
+//! - The child is never dumpable, holds no descriptor of the supervisor beyond what it needs, and its executable is
+//!   the supervisor's sealed memfd.
+//! - The caller is single-threaded, so that ordinary code may run in the child.
+
+mod bind;
+mod cgroup;
+mod command;
+mod console;
+mod devices;
+mod error;
+mod finish;
+mod init;
+mod join;
+mod masks;
+mod mounts;
+mod parent;
+mod passwd;
+mod rootfs;
+mod status;
+mod target;
+mod user;
 
 use std::{
-    fs::File,
-    io::{self, Write},
-    os::{
-        fd::{BorrowedFd, OwnedFd},
-        unix::process::CommandExt,
-    },
-    process::Command,
+    os::fd::{BorrowedFd, OwnedFd},
     time::Instant,
 };
 
-use serde::{Deserialize, Serialize};
+pub use parent::{exec, spawn};
+pub use status::{StatusOutcome, decode_status};
 
-use super::spec::{ExecSpec, LaunchSpec, StartError};
-use crate::sys::{pidfd, process};
-
-/// Standard streams of a new process.
+/// Where the standard streams of the new process come from.
+#[derive(Debug)]
 pub enum ChildStdio {
-    /// Three descriptors.
+    /// Three descriptors; both sides of the choice (a pipe, /dev/null, a file) are the caller's. Pipes and sockets are
+    /// given to the container's user, so that it can open /dev/stdout.
     Pipes {
         /// Standard input.
         stdin: OwnedFd,
@@ -28,110 +54,37 @@ pub enum ChildStdio {
         /// Standard error.
         stderr: OwnedFd,
     },
-    /// A terminal of the container's own devpts.
+    /// A terminal of the container's own devpts; its master comes over [`Spawned::console_socket`].
     Terminal,
 }
 
 /// What the supervisor has that a spec cannot carry.
+#[derive(Debug, Clone, Copy)]
 pub struct LaunchContext<'a> {
     /// pidfd of the pod's `pause`, for `PidMode::Pod`.
     pub pause: Option<BorrowedFd<'a>>,
     /// pidfd of the targeted container's first process, for `PidMode::Target`.
     pub target: Option<BorrowedFd<'a>>,
-    /// The supervisor's own PID namespace.
+    /// The supervisor's own PID namespace (`/proc/self/ns/pid`), to return to after a clone into another one.
     pub own_pid_ns: BorrowedFd<'a>,
-    /// When the request arrived.
+    /// When the request arrived: stages are counted from here.
     pub received: Instant,
-    /// For [`exec`]: the user that the container was started with.
+    /// For [`exec`]: uid, gid and groups that the container was started with ([`StatusOutcome::Started`]). Without
+    /// them names are looked up again, in files that the container may have changed meanwhile.
     pub user: Option<&'a (u32, u32, Vec<u32>)>,
 }
 
-/// A process on its way to exec.
+/// A process on its way to execve.
+#[derive(Debug)]
 pub struct Spawned {
-    /// Process id on the host.
+    /// Process id in the supervisor's PID namespace.
     pub pid: i32,
-    /// Its descriptor.
+    /// Names the process; readable once it has ended.
     pub pidfd: OwnedFd,
-    /// Read end of the pipe on which its set-up reports; at its end once exec has succeeded or set-up has failed.
+    /// Read end of the status pipe, blocking. At its end, which execve or the end of the process brings about,
+    /// [`decode_status`] says what happened.
     pub status: OwnedFd,
-    /// For a terminal: socket over which the pty's master arrives before `status` ends.
+    /// For [`ChildStdio::Terminal`]: a SOCK_SEQPACKET socket, non-blocking, on which one message with the terminal's
+    /// master arrives before the status pipe ends; closed without one when a step failed earlier.
     pub console_socket: Option<OwnedFd>,
-}
-
-/// How a start went.
-pub enum StatusOutcome {
-    /// The program runs.
-    Started {
-        /// Stages.
-        stages: Vec<(String, u64)>,
-        /// User.
-        user: (u32, u32, Vec<u32>),
-        /// Warnings.
-        warnings: Vec<String>,
-    },
-    /// A step failed.
-    Failed(StartError),
-    /// The process ended without a word.
-    Died,
-}
-
-#[derive(Serialize, Deserialize)]
-enum Record {
-    Ready { stages: Vec<(String, u64)>, user: (u32, u32, Vec<u32>) },
-}
-
-/// Understands what came over [`Spawned::status`].
-pub fn decode_status(bytes: &[u8]) -> StatusOutcome {
-    match serde_json::from_slice(bytes) {
-        Ok(Record::Ready { stages, user }) => StatusOutcome::Started { stages, user, warnings: Vec::new() },
-        Err(_) => StatusOutcome::Died,
-    }
-}
-
-/// Starts a container.
-///
-/// # Errors
-/// The step that failed before there was a process.
-pub fn spawn(spec: &LaunchSpec, stdio: ChildStdio, _context: &LaunchContext<'_>) -> Result<Spawned, StartError> {
-    run(&spec.args, stdio)
-}
-
-/// Starts a further process in a container.
-///
-/// # Errors
-/// The step that failed before there was a process.
-pub fn exec(
-    spec: &ExecSpec,
-    _init: BorrowedFd<'_>,
-    _launch: &LaunchSpec,
-    stdio: ChildStdio,
-    _context: &LaunchContext<'_>,
-) -> Result<Spawned, StartError> {
-    run(&spec.args, stdio)
-}
-
-fn run(args: &[String], stdio: ChildStdio) -> Result<Spawned, StartError> {
-    let failed = |step: &str, error: io::Error| StartError {
-        step: step.into(),
-        errno: error.raw_os_error().unwrap_or(0),
-        message: error.to_string(),
-        reason: "StartError".into(),
-    };
-    let ChildStdio::Pipes { stdin, stdout, stderr } = stdio else {
-        return Err(failed("open a terminal", io::ErrorKind::Unsupported.into()));
-    };
-    let child = Command::new(&args[0])
-        .args(&args[1..])
-        .stdin(stdin)
-        .stdout(stdout)
-        .stderr(stderr)
-        .process_group(0)
-        .spawn()
-        .map_err(|error| failed(&format!("exec {}", args[0]), error))?;
-    let (status, report) = process::pipe().map_err(|error| failed("pipe", error))?;
-    let frame = Record::Ready { stages: vec![("exec".into(), 1)], user: (0, 0, vec![]) };
-    let _ = File::from(report).write_all(&serde_json::to_vec(&frame).unwrap_or_default());
-    let pid = child.id() as i32;
-    let pidfd = pidfd::open(pid).map_err(|error| failed("pidfd_open", error))?;
-    Ok(Spawned { pid, pidfd, status, console_socket: None })
 }
