@@ -1,1 +1,3 @@
-//! (to be written)
+//! Every `unsafe` and raw system call of the program.
+
+pub mod beneath;
