@@ -1,1 +1,3 @@
-//! (to be written)
+//! What the agent serves on this machine: an HTTP API and a descriptor-passing socket in its run directory.
+
+pub mod logs;
