@@ -16,8 +16,7 @@ pub const API_VERSION: &str = "berth.dev/v1alpha1";
 const REGISTRY: &[Field] = &[
     used("host", Text, Unset),
     used("mirrors", List(&Text), Unset),
-    used("plainHTTP", Bool, B(false)),
-    used("insecureSkipVerify", Bool, B(false)),
+    used("plainHTTP", Bool, Unset),
     used("caFile", Text, Unset),
     used("username", Text, Unset),
     used("passwordFile", Text, Unset),

@@ -151,10 +151,8 @@ pub struct Registry {
     pub host: String,
     /// URLs that are tried first, in order.
     pub mirrors: Vec<String>,
-    /// Plain HTTP.
-    pub plain_http: bool,
-    /// Accept any certificate.
-    pub insecure_skip_verify: bool,
+    /// Plain HTTP instead of HTTPS; `None`: only on loopback addresses.
+    pub plain_http: Option<bool>,
     /// A CA beside (not instead of) the system's.
     pub ca_file: Option<PathBuf>,
     /// Basic authentication.
@@ -505,8 +503,8 @@ fn network(kubelet: &Node, node: &Node, berth: &Reader, findings: &mut Findings)
     }
 }
 
-/// Not in use by the pod networks people meet most (10.42/16, 10.244/16, 10.88/16, 172.17/16).
-const DEFAULT_SUBNET: IpNet = IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 89, 0, 0), 16));
+/// The default of `berth_cni`: not one of the networks that podman, docker or cluster installers take.
+const DEFAULT_SUBNET: IpNet = IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 85, 0, 0), 16));
 
 fn registries(node: &Node, findings: &mut Findings) -> Vec<Registry> {
     let Some(Value::List(items)) = node.get("registries").map(|node| &node.value) else { return Vec::new() };
@@ -516,12 +514,10 @@ fn registries(node: &Node, findings: &mut Findings) -> Vec<Registry> {
             Some(Value::Text(text)) if !text.is_empty() => Some(text.clone()),
             _ => None,
         };
-        let flag = |name: &str| item.get(name).is_some_and(|node| node.value == Value::Bool(true));
         let registry = Registry {
             host: text("host").unwrap_or_default(),
             mirrors: texts(item.get("mirrors")).into_iter().map(|(_, text)| text.to_owned()).collect(),
-            plain_http: flag("plainHTTP"),
-            insecure_skip_verify: flag("insecureSkipVerify"),
+            plain_http: item.get("plainHTTP").map(|node| node.value == Value::Bool(true)),
             ca_file: text("caFile").map(PathBuf::from),
             username: text("username"),
             password_file: text("passwordFile").map(PathBuf::from),

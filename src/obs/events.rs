@@ -96,10 +96,10 @@ mod tests {
         record(2, "default/b", "x");
         record(3, "default/a", "x");
         let events = list.list(None);
-        assert_eq!(events.iter().map(|event| (event.object.as_str(), event.count)).collect::<Vec<_>>(), [
-            ("default/b", 1),
-            ("default/a", 2)
-        ]);
+        assert_eq!(
+            events.iter().map(|event| (event.object.as_str(), event.count)).collect::<Vec<_>>(),
+            [("default/b", 1), ("default/a", 2)]
+        );
         record(4, "default/c", "x");
         assert_eq!(list.list(Some("default/b")), []);
         assert_eq!(list.list(Some("default/a"))[0].time, Timestamp::from_second(3).unwrap());

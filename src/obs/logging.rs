@@ -40,9 +40,7 @@ pub fn init(options: &LogOptions, filter: Option<&str>) -> Result<(), LoggingErr
             let terminal = io::IsTerminal::is_terminal(&io::stderr());
             registry.with(fmt::layer().with_writer(io::stderr).with_ansi(terminal)).try_init()
         }
-        LogFormat::Json => {
-            registry.with(fmt::layer().json().flatten_event(true).with_writer(io::stderr)).try_init()
-        }
+        LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(io::stderr)).try_init(),
     };
     result.map_err(LoggingError::Install)
 }
