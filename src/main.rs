@@ -1,3 +1,10 @@
 //! Dispatch, before any runtime starts: supervisor, pause, or the command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|program| program == berth::supervisor::PROGRAM) {
+        return berth::supervisor::run();
+    }
+    ExitCode::SUCCESS
+}

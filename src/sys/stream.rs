@@ -58,6 +58,14 @@ pub fn write_vectored(file: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> io::Result
     }
 }
 
+/// Where `wanted` first occurs in `bytes`. By the C library's vectorised search, as every byte
+/// that a container writes goes through here.
+pub fn find_byte(bytes: &[u8], wanted: u8) -> Option<usize> {
+    // SAFETY: the search stays within the slice.
+    let found = unsafe { libc::memchr(bytes.as_ptr().cast(), c_int::from(wanted), bytes.len()) };
+    if found.is_null() { None } else { Some(found as usize - bytes.as_ptr() as usize) }
+}
+
 /// A stream that somebody else opened and may still use: never waited for, and its flags left alone.
 #[derive(Debug)]
 pub enum Lent {
