@@ -1,4 +1,4 @@
-//! The last steps of a process before it becomes another program: descriptors and execve(2).
+//! The last steps of a process before it becomes another program: descriptors, signals, execve(2).
 
 use std::{
     ffi::{CStr, CString, c_char},
@@ -7,7 +7,7 @@ use std::{
     ptr,
 };
 
-use libc::{c_int, c_uint};
+use libc::{c_int, c_long, c_uint};
 
 /// A null-terminated array of C strings, as execve(2) wants its arguments.
 pub struct Strings {
@@ -100,6 +100,24 @@ pub fn is_broken(pipe: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: one pollfd, which outlives the call.
     check(unsafe { libc::poll(&raw mut poll, 1, 0) })?;
     Ok(poll.revents & (libc::POLLERR | libc::POLLHUP) != 0)
+}
+
+/// Default action for every signal and an empty mask, as a new program expects: an ignored signal and the mask would
+/// outlive execve. The two that the C library keeps for itself (32 and 33) are among them, which it would refuse.
+pub fn reset_signals() {
+    // `struct sigaction` as the kernel has it (handler, flags, restorer, mask), all zero: SIG_DFL and nothing else.
+    let default_action = [0_u64; 4];
+    let no_signals = 0_u64;
+    // SAFETY: the kernel reads structures of the size it is told, from memory that outlives the calls. It refuses
+    // SIGKILL and SIGSTOP without effect. No handler can run any more.
+    unsafe {
+        for signal in 1..=64 as c_long {
+            let nowhere = ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default_action.as_ptr(), nowhere, size_of::<u64>());
+        }
+        let how = libc::SIG_SETMASK as c_long;
+        libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const no_signals, ptr::null_mut::<u64>(), size_of::<u64>());
+    }
 }
 
 fn check(result: c_int) -> io::Result<c_int> {

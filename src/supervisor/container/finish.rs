@@ -25,7 +25,7 @@ use crate::{
         openat2::{Scope, openat2, purpose},
         process,
         seccomp::Filter,
-        session, signal,
+        session,
     },
 };
 
@@ -161,7 +161,7 @@ pub(super) fn execute(program: &Program<'_>, reporter: &mut Reporter) -> Result<
         return Err(Failure::refused(format!("change to {}", directory_path.display()), message));
     }
 
-    signal::restore_defaults();
+    exec::reset_signals();
     exec::close_others_on_exec().step(|| "close descriptors on exec")?;
 
     // Without no_new_privs only CAP_SYS_ADMIN may load a filter, so that it goes last; it is not in the bounding set

@@ -133,7 +133,19 @@ fn attach_bind(root: BorrowedFd<'_>, spec: &MountSpec, source: &Path, opened: bi
     }
     let place = target::resolve_or_create(root, &spec.target, missing).step(step)?;
     refuse_proc(place.as_fd(), spec, true)?;
-    mount::attach(opened.tree.as_fd(), place.as_fd()).step(step)
+    match mount::attach(opened.tree.as_fd(), place.as_fd()) {
+        // The kernel's word for a directory on a file, or the other way round.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            let place_is_directory = node::status(place.as_fd()).step(step)?.kind == node::Kind::Directory;
+            let message = match (opened.is_directory, place_is_directory) {
+                (true, false) => Some("a directory cannot be mounted on a file".to_owned()),
+                (false, true) => Some("a file cannot be mounted on a directory".to_owned()),
+                _ => None,
+            };
+            Err(error).step(step).map_err(|failure| Failure { message, ..failure })
+        }
+        attached => attached.step(step),
+    }
 }
 
 /// Files of procfs that may be covered by a bind: those that lxcfs and the like replace with the container's view.

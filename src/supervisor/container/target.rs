@@ -42,11 +42,15 @@ pub(super) fn resolve_without_links(root: BorrowedFd<'_>, path: &Path) -> io::Re
 pub(super) fn resolve_or_create(root: BorrowedFd<'_>, path: &Path, missing: Missing) -> io::Result<OwnedFd> {
     let mut path = path.to_path_buf();
     for _ in 0..MAX_LINKS {
-        match resolve(root, &path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        let not_found = match resolve(root, &path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => error,
             found => return found,
-        }
+        };
         let (parent, prefix, rest) = deepest_existing(root, &path)?;
+        // Nothing can be made there, and its links are no paths: what they say is how the host names a file.
+        if node::is_on_proc(parent.as_fd())? {
+            return Err(not_found);
+        }
         let mut rest_components = rest.components();
         let Some(Component::Normal(name)) = rest_components.next() else {
             return Err(io::ErrorKind::InvalidInput.into());
