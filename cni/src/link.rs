@@ -87,13 +87,13 @@ fn without_statistics(builder: LinkMessageBuilder<LinkUnspec>) -> LinkMessage {
     builder.append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])).build()
 }
 
-/// Asks for the link of this index. The kernel (6.8 and later) finishes a pending change of carrier before it
-/// answers, so that a veth that has just come up can send when this returns (`rtnl_getlink`).
-pub(crate) fn get_by_index(index: u32) -> RouteRequest {
+fn get_by_index(index: u32) -> RouteRequest {
     Request::get(RouteNetlinkMessage::GetLink(without_statistics(LinkUnspec::new_with_index(index))))
 }
 
-fn get_by_name(name: &str) -> RouteRequest {
+/// Asks for the link of this name. The kernel (6.8 and later) finishes a pending change of carrier before it
+/// answers (`rtnl_getlink`): until then the end of a veth pair that came up first drops what it should send.
+pub(crate) fn get_by_name(name: &str) -> RouteRequest {
     Request::get(RouteNetlinkMessage::GetLink(without_statistics(LinkUnspec::new_with_name(name))))
 }
 
@@ -144,16 +144,15 @@ pub(crate) fn up_with_mtu(index: u32, mtu: u32) -> RouteRequest {
 }
 
 /// Makes the veth pair in one request: the host's end, enslaved to the bridge and up, and the pod's end, made
-/// within the pod's namespace and up. The host's end is the main device because only of that one does the
-/// kernel honour IFLA_MASTER (`rtnl_newlink_create`); everything else it honours of the peer, too. With ECHO the
-/// answer is the new link, which names the index of its peer (Linux 6.2; earlier ones do not answer).
+/// within the pod's namespace. The host's end is the main device because only of that one does the kernel honour
+/// IFLA_MASTER (`rtnl_newlink_create`); the peer cannot be brought up before the two are paired (`veth_open`).
+/// With ECHO the answer is the new link, which names the index of its peer (Linux 6.2; earlier ones do not answer).
 pub(crate) fn create_pair(lease: &Lease, namespace: BorrowedFd<'_>, bridge: u32, mtu: u32) -> RouteRequest {
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(lease.interface.as_str())
         .address(lease.mac.0.to_vec())
         .mtu(mtu)
         .setns_by_fd(namespace.as_raw_fd())
-        .up()
         .build();
     let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(lease.host_interface.as_str())
@@ -176,13 +175,13 @@ pub(crate) fn hairpin(host_interface: &str) -> RouteRequest {
     Request::new(RouteNetlinkMessage::NewLink(message), 0)
 }
 
-/// What is left to do within the pod: loopback up, addresses, default routes, and the question that ends it.
+/// What is left to do within the pod: both interfaces up, addresses, default routes.
 pub(crate) fn configure_pod(lease: &Lease, index: u32) -> Vec<RouteRequest> {
-    let mut requests =
-        vec![Request::new(RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(LOOPBACK).up().build()), 0)];
+    let mut requests: Vec<RouteRequest> = [LOOPBACK, index]
+        .map(|link| Request::new(RouteNetlinkMessage::SetLink(LinkUnspec::new_with_index(link).up().build()), 0))
+        .into();
     requests.extend(lease.addresses.iter().map(|address| add_address(index, *address)));
     requests.extend(lease.gateways.iter().map(|gateway| add_default_route(index, *gateway)));
-    requests.push(get_by_index(index));
     requests
 }
 

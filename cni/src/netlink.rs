@@ -22,7 +22,7 @@ use netlink_packet_core::{
 };
 use nix::{
     errno::Errno,
-    sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, setsockopt, sockopt},
+    sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, setsockopt, sockopt},
 };
 
 use crate::netns;
@@ -148,6 +148,8 @@ impl Socket {
 
     /// Joins multicast `group` and never blocks from here on: for watching.
     pub(crate) fn subscribe(&mut self, group: i32) -> io::Result<()> {
+        // Without a port number of its own the socket would be taken for the kernel's and passed over.
+        socket::bind(self.descriptor.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         netns::set_netlink_option(self.descriptor.as_fd(), libc::NETLINK_ADD_MEMBERSHIP, group)?;
         nix::fcntl::fcntl(&self.descriptor, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
         Ok(())

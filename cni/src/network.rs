@@ -215,7 +215,8 @@ impl Network {
     /// again.
     ///
     /// The pair is made by one request on the host, with the pod's end directly in its namespace; one message
-    /// to the pod's socket does the rest. So a pod without host ports costs two round trips to the kernel.
+    /// to the pod's socket does the rest there, and a look at the host's end makes sure that it forwards. So a pod
+    /// without host ports costs three round trips to the kernel.
     pub fn attach(
         &self,
         owner: &str,
@@ -232,9 +233,10 @@ impl Network {
             // Perhaps somebody deleted the bridge: the next attempt looks again.
             *lock(&self.host) = None;
         })?;
-        let result = configure(&mut pod, lease, index).and_then(|interface| {
+        let result = configure(&mut pod, lease, index).and_then(|()| {
+            let port = settle(&mut route, lease)?;
             self.open_ports(owner, lease, mappings)?;
-            Ok(Attachment { host_interface: lease.host_interface.clone(), mac: lease.mac, mtu: interface.mtu })
+            Ok(Attachment { host_interface: port.name, mac: lease.mac, mtu: port.mtu })
         });
         if result.is_err()
             && let Err(error) = link::delete(&mut route, std::slice::from_ref(&lease.host_interface))
@@ -403,11 +405,19 @@ impl Network {
 }
 
 /// Loopback, addresses and routes within the pod. What an earlier call has done already is no error.
-fn configure(pod: &mut Socket, lease: &Lease, index: u32) -> Result<Link, NetworkError> {
-    let step = || failed(format!("configure {} of the pod", lease.interface));
-    let replies = match pod.transact(link::configure_pod(lease, index)) {
-        Err(error) if error.is(Errno::EEXIST) => pod.transact(vec![link::get_by_index(index)]).map_err(step())?,
-        other => other.map_err(step())?,
-    };
-    Link::first(&replies).ok_or_else(|| NetworkError::LinkGone(lease.interface.clone()))
+fn configure(pod: &mut Socket, lease: &Lease, index: u32) -> Result<(), NetworkError> {
+    match pod.transact(link::configure_pod(lease, index)) {
+        Err(error) if !error.is(Errno::EEXIST) => {
+            Err(failed(format!("configure {} of the pod", lease.interface))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes sure that the host's end, which had no carrier until the pod's end came up, forwards from now on: the
+/// kernel would see to it soon, but the pod's first packet might be lost to that, and TCP and ARP wait a second.
+fn settle(route: &mut Socket, lease: &Lease) -> Result<Link, NetworkError> {
+    let name = &lease.host_interface;
+    let replies = route.transact(vec![link::get_by_name(name)]).map_err(failed(format!("look at {name}")))?;
+    Link::first(&replies).ok_or_else(|| NetworkError::LinkGone(name.clone()))
 }

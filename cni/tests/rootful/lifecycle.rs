@@ -52,7 +52,7 @@ fn repeated_calls_change_nothing() {
     world.on_host(Network::ensure_host).unwrap();
     let ports = [port(8080, 80, Protocol::Tcp, None)];
     let pod = world.pod("a", &ports);
-    let state = || (program(&world.host, "ip -d address"), world.ruleset(), program(&pod.namespace, "ip -d route"));
+    let state = || (program(&world.host, "ip address"), world.ruleset(), program(&pod.namespace, "ip -d route"));
     // Lifetimes and the like do not move for permanent addresses, but an interface may still be settling.
     let without_state = |(addresses, ruleset, routes): (String, String, String)| {
         (addresses.replace("tentative ", "").replace(" tentative", ""), ruleset, routes)
@@ -172,7 +172,7 @@ fn what_no_pod_claims_is_swept() {
     let world = World::new(config());
     let kept = world.pod("kept", &[port(8080, 80, Protocol::Tcp, None)]);
     let lost = world.pod("lost", &[port(8081, 80, Protocol::Tcp, None)]);
-    program(&world.host, "ip link add bh000000000000 type dummy");
+    program(&world.host, "ip link add bh000000000000 type veth peer name elsewhere");
     // A new run, which knows of one pod only.
     let later = Network::new(config(), world.state.path()).unwrap();
     later.adopt("kept", &kept.lease).unwrap();
@@ -242,7 +242,7 @@ fn a_host_port_that_is_taken_names_who_has_it_and_nothing_stays_behind() {
 #[ignore = "rootful: run by make test with --include-ignored"]
 fn a_bridge_name_that_is_something_else_is_refused() {
     let world = World::new(config());
-    program(&world.host, "ip link add berth0 type dummy");
+    program(&world.host, "ip link add berth0 type veth peer name elsewhere");
     let error = world.on_host(Network::ensure_host).unwrap_err();
     assert_eq!(error.to_string(), "berth0 exists and is not a bridge");
     assert!(world.on_host(Network::teardown_host).is_err());
