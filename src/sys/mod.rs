@@ -2,6 +2,7 @@
 
 pub mod beneath;
 pub mod caps;
+pub mod bpf;
 pub mod epoll;
 pub mod exec;
 pub mod ids;
