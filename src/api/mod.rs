@@ -2,3 +2,4 @@
 
 pub mod qos;
 pub mod quantity;
+pub mod unsupported;
