@@ -251,6 +251,12 @@ impl Digits {
     }
 }
 
+impl Default for Quantity {
+    fn default() -> Quantity {
+        Quantity::ZERO
+    }
+}
+
 impl FromStr for Quantity {
     type Err = QuantityError;
 

@@ -1,1 +1,4 @@
-//! (to be written)
+//! Decisions about pods, all of them pure.
+
+pub mod admission;
+pub mod desired;
