@@ -9,4 +9,5 @@ pub mod qos;
 pub mod quantity;
 pub mod resources;
 pub mod static_pod;
+pub mod unsupported;
 pub mod validation;

@@ -6,6 +6,7 @@ pub mod bpf;
 pub mod epoll;
 pub mod exec;
 pub mod ids;
+pub mod inode_flags;
 pub mod memfd;
 pub mod mount;
 pub mod node;
