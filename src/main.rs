@@ -1,4 +1,4 @@
-//! Dispatch, before any runtime starts: supervisor, pause, or the command line.
+//! Dispatch, before any runtime starts: a pod's supervisor, or the command line.
 
 use std::process::ExitCode;
 

@@ -56,8 +56,9 @@ impl Client {
             request.headers_mut().insert(CONTENT_TYPE, json);
             sender.send_request(request).await.map_err(io::Error::other)
         };
-        let response =
-            request.await.map_err(|error| Failed { message: format!("ask the agent: {error}"), ..Failed::of(&error) })?;
+        let response = request
+            .await
+            .map_err(|error| Failed { message: format!("ask the agent: {error}"), ..Failed::of(&error) })?;
         if response.status().is_success() {
             return Ok(response);
         }

@@ -196,10 +196,8 @@ mod tests {
             row(json!({"phase": "Running", "containerStatuses": one, "conditions": conditions})),
             "1/2 Running 0"
         );
-        let all = json!([
-            container("a", false, 0, ended(0, "Completed")),
-            container("b", false, 0, ended(0, "Completed"))
-        ]);
+        let all =
+            json!([container("a", false, 0, ended(0, "Completed")), container("b", false, 0, ended(0, "Completed"))]);
         assert_eq!(row(json!({"phase": "Succeeded", "containerStatuses": all})), "0/2 Completed 0");
     }
 

@@ -86,8 +86,7 @@ fn container_table(listed: &[Listed], wide: bool, now: Timestamp) -> String {
 /// # Errors
 /// The agent cannot be asked, or knows no such pod.
 pub async fn stats(client: &Client, args: &ListArgs) -> Result<(), Failed> {
-    let wanted: Vec<String> =
-        pods::views(client, args).await?.iter().map(|view| find::name_of(&view.pod)).collect();
+    let wanted: Vec<String> = pods::views(client, args).await?.iter().map(|view| find::name_of(&view.pod)).collect();
     let before: Vec<Usage> = client.get("/v1/usage").await?;
     let keep = |usages: Vec<Usage>| usages.into_iter().filter(|usage| wanted.contains(&usage.pod)).collect::<Vec<_>>();
     let before = keep(before);

@@ -162,9 +162,9 @@ pub async fn load(client: &Client, args: &LoadArgs) -> Result<(), Failed> {
         // A mistake is better told here, with the path as it was written.
         absolute = fs::canonicalize(&args.source).map_err(error)?;
         File::open(&absolute).map_err(error)?;
-        let path = absolute.to_str().ok_or_else(|| {
-            Failed::new(Exit::Failure, format!("the path {} is not UTF-8", absolute.display()))
-        })?;
+        let path = absolute
+            .to_str()
+            .ok_or_else(|| Failed::new(Exit::Failure, format!("the path {} is not UTF-8", absolute.display())))?;
         query.push(("path", path));
         client::empty()
     };

@@ -178,8 +178,7 @@ fn description(view: &PodView, now: Timestamp) -> String {
             _ => None,
         });
         let (reason, message) = detail.unwrap_or_default();
-        let words: Vec<String> =
-            [reason, message].into_iter().flatten().filter(|text| !text.is_empty()).collect();
+        let words: Vec<String> = [reason, message].into_iter().flatten().filter(|text| !text.is_empty()).collect();
         containers.row([
             container.name.clone(),
             container.kind.clone(),

@@ -69,7 +69,7 @@ pub enum ExecReply {
 /// # Errors
 /// The listener cannot be used.
 pub async fn serve(listener: OwnedFd, node: Arc<dyn Node>) -> io::Result<()> {
-    let listener = AsyncFd::new(listener)?;
+    let listener = asynchronous(listener)?;
     let mut sessions = tokio::task::JoinSet::new();
     loop {
         // Both arms are cancel-safe.
@@ -169,7 +169,7 @@ impl Connection {
     /// # Errors
     /// It cannot be polled.
     pub fn new(socket: OwnedFd) -> io::Result<Connection> {
-        AsyncFd::new(socket).map(Connection)
+        asynchronous(socket).map(Connection)
     }
 
     /// The next message; `None` when the other side has closed. Cancel-safe.
@@ -203,4 +203,11 @@ impl Connection {
             }
         }
     }
+}
+
+/// Deprecated for types whose descriptor may change behind tokio's back; that of an `OwnedFd` cannot, and the
+/// replacement is unsafe, which has no place here.
+#[allow(deprecated)]
+fn asynchronous(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(descriptor)
 }

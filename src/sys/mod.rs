@@ -12,6 +12,7 @@ pub mod mount;
 pub mod node;
 pub mod openat2;
 pub mod pidfd;
+pub mod probe;
 pub mod process;
 pub mod seccomp;
 pub mod seqpacket;
