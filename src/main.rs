@@ -1,10 +1,15 @@
 //! Dispatch, before any runtime starts: a pod's supervisor, or the command line.
 
-use std::process::ExitCode;
+use std::{env, ffi::OsStr, path::Path, process::ExitCode};
+
+use berth::{cli, supervisor};
 
 fn main() -> ExitCode {
-    if std::env::args_os().next().is_some_and(|program| program == berth::supervisor::PROGRAM) {
-        return berth::supervisor::run();
+    // The supervisor of a pod is this same program under another name. It starts neither threads nor a runtime, so
+    // nothing may happen before this.
+    let name = env::args_os().next().unwrap_or_default();
+    match Path::new(&name).file_name().and_then(OsStr::to_str) {
+        Some(supervisor::PROGRAM) => supervisor::run(),
+        _ => cli::main(|config| Box::pin(cli::agent::run(config))),
     }
-    ExitCode::SUCCESS
 }

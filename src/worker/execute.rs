@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder},
+    fs::DirBuilder,
     io,
     net::IpAddr,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::{
     handle::{BoxFuture, ExecSession, NodeError, Stage, Usage},
     host::{ActionError, Done, PodEvent, PodHost},
+    inputs,
     record::PodRecord,
     records,
     shared::Shared,
@@ -36,7 +37,7 @@ use crate::{
     runtime::{
         client::{ClientError, Connected, Supervisor},
         container_ref::ContainerRef,
-        launch, limits, sandbox,
+        attempt,
     },
     store::{durable, layout::PodDirs},
     supervisor::{protocol::RunningContainer, spec::ExecSpec},
@@ -158,6 +159,12 @@ impl Host {
         state.lease.iter().flat_map(|lease| lease.addresses.iter().map(|address| address.addr())).collect()
     }
 
+    fn pull_policy(&self, container: &str) -> Option<&str> {
+        let spec = self.spec();
+        let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        containers.find(|found| found.name == container)?.image_pull_policy.as_deref()
+    }
+
     /// Whether a container's termination message falls back to its log.
     pub(super) fn falls_back_to_logs(&self, container: &str) -> bool {
         let spec = self.spec();
@@ -192,11 +199,7 @@ impl Host {
             self.hold_lease(Some(lease));
         }
         let addresses = self.addresses();
-        let warnings =
-            launch::etc_files(&self.record.pod, &self.dirs, &addresses, &self.shared).map_err(because("DNSConfigForming"))?;
-        for warning in warnings {
-            tracing::warn!(pod = self.uid(), "{warning}");
-        }
+        self.shared.write_etc(&self.record.pod, &self.dirs, &addresses)?;
         let held = if self.host_network() { Vec::new() } else { addresses };
         Ok(Done::new(Outcome::Leased(held)))
     }
@@ -208,7 +211,7 @@ impl Host {
         let security = self.spec().security_context.as_ref();
         let context = VolumeContext {
             fs_group: security.and_then(|security| security.fs_group).and_then(|group| u32::try_from(group).ok()),
-            memory_limit: limits::pod_limits(self.spec(), &self.shared.limit_options()).memory,
+            memory_limit: self.shared.pod_limits(self.qos, self.spec()).memory,
             node_memory: self.shared.memory,
         };
         let mounted = volume::set_up(volume, &self.dirs, &context).map_err(because("FailedMount"))?;
@@ -220,8 +223,8 @@ impl Host {
         let container = self.container(container)?;
         let image = container.image();
         let present = self.shared.images.get(image);
-        let wanted = container.image_pull_policy();
-        let wanted = policy::PullPolicy::parse(wanted).unwrap_or_else(|| policy::PullPolicy::default_for(image));
+        let wanted = self.pull_policy(container.name()).and_then(policy::PullPolicy::parse);
+        let wanted = wanted.unwrap_or_else(|| policy::PullPolicy::default_for(image));
         let refused = |error: crate::image::ImageError| ActionError {
             reason: error.reason().as_str().to_owned(),
             message: error.message(),
@@ -248,21 +251,14 @@ impl Host {
         let begun = std::time::Instant::now();
         let host = self.clone();
         let (spec, cgroups) = blocking(move || {
-            let limits = limits::pod_limits(host.spec(), &host.shared.limit_options());
+            let limits = host.shared.pod_limits(host.qos, host.spec());
             let cgroups = &host.shared.cgroups;
             cgroups.ensure_pod(host.qos, host.uid(), &limits).map_err(because(REASON))?;
             let placement =
                 cgroups.ensure_leaf(host.qos, host.uid(), SANDBOX, &Default::default()).map_err(because(REASON))?;
             let generation = host.state().generation + 1;
-            let spec = sandbox::sandbox_spec(&sandbox::SandboxInput {
-                pod: &host.record.pod,
-                generation,
-                cgroup: placement,
-                oom_score_adj: host.shared.config.supervisor_oom_score_adj,
-                cluster_domain: &host.shared.config.cluster_domain,
-                allowed_unsafe_sysctls: &host.shared.config.allowed_unsafe_sysctls,
-            })
-            .map_err(|error| ActionError { reason: REASON.to_owned(), message: error.to_string() })?;
+            let mut spec = host.shared.sandbox_spec(&host.record.pod, generation, placement)?;
+            spec.oom_score_adj = host.shared.config.supervisor_oom_score_adj;
             Ok((spec, begun.elapsed()))
         })
         .await?;
@@ -288,7 +284,7 @@ impl Host {
         let (Some(lease), Some(netlink)) = (lease, netlink) else {
             return Err(ActionError { reason: REASON.to_owned(), message: "the sandbox has no network".to_owned() });
         };
-        let ports = launch::port_mappings(&self.record.pod);
+        let ports = inputs::port_mappings(&self.record.pod);
         self.shared.network.attach(self.uid(), netlink, &lease, &ports).map_err(because(REASON))?;
         Ok(Done::new(Outcome::Done))
     }
@@ -342,17 +338,10 @@ impl Host {
             reason: REASON.to_owned(),
             message: format!("no image was resolved for container {name}"),
         })?;
-        for path in [directory.rootfs(), directory.upper(), directory.work()] {
-            // The upper directory is the container's `/`: everybody may enter.
-            DirBuilder::new().recursive(true).mode(0o755).create(&path).map_err(failed(REASON, "create", &path))?;
-        }
-        let log = self.dirs.log_file(name, attempt);
-        let log_directory = log.parent().unwrap_or(&self.dirs.log);
-        fs::create_dir_all(log_directory).map_err(failed(REASON, "create", log_directory))?;
         let addresses = self.addresses();
-        let input = launch::Attempt { container, number: attempt, generation, image: &image, pod_ips: &addresses, volumes: &volumes };
-        let spec = launch::for_attempt(self.record.pod.as_ref(), &self.dirs, self.qos, &input, &self.shared)
-            .map_err(|error| ActionError { reason: error.reason, message: error.message })?;
+        let input = inputs::Attempt { container, number: attempt, generation, image: &image, pod_ips: &addresses, volumes: &volumes };
+        let spec = self.shared.launch_spec(&self.record.pod, &self.dirs, self.qos, &input)?;
+        attempt::prepare(&spec, &directory).map_err(because(REASON))?;
         durable::write_json(&directory.launch_file(), &spec).map_err(because(REASON))?;
         Ok((generation, spec.id, spec.image_id))
     }
@@ -412,11 +401,11 @@ impl PodHost for Host {
     }
 
     fn attempt_ended(&self, attempt: &Attempt) {
-        let (cgroups, qos) = (self.shared.cgroups.clone(), self.qos);
+        let (shared, qos) = (self.shared.clone(), self.qos);
         let (uid, id) = (self.uid().to_owned(), attempt.id.clone());
         tokio::task::spawn_blocking(move || {
             // The pod's own removal would take it along, but a pod that restarts for years must not collect them.
-            if let Err(error) = cgroups.remove_leaf(qos, &uid, &id) {
+            if let Err(error) = shared.cgroups.remove_leaf(qos, &uid, &id) {
                 tracing::debug!(uid, id, %error, "the cgroup of an ended container is still there, ignoring");
             }
         });

@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::{
     execute::{Host, running_state},
     host::{PodEvent, PodHost},
+    inputs::KILL,
     manager::{EVENTS, Recovered},
     record::PodRecord,
     records,
@@ -167,23 +168,20 @@ fn remove_half_made(directory: &std::path::Path, name: &str) {
 pub fn sweep(shared: &Shared, records: &[PodRecord], unusable: Vec<(PathBuf, Option<StoreError>)>) {
     let owners: std::collections::HashSet<String> =
         records.iter().map(|record| record.uid().to_owned()).collect();
-    match shared.cgroups.list_pods() {
-        Ok(pods) => {
-            for (uid, _) in pods.into_iter().filter(|(uid, _)| !owners.contains(uid)) {
-                match shared.cgroups.remove_pod(&uid) {
-                    Ok(()) => info!(uid, "swept the cgroups of a pod nobody knows"),
-                    Err(error) => warn!(uid, %error, "sweep cgroups"),
-                }
-            }
+    for (uid, qos) in shared.cgroups.list_pods().into_iter().filter(|(uid, _)| !owners.contains(uid)) {
+        let killed = shared.cgroups.kill_pod(qos, &uid, KILL);
+        match killed.and_then(|()| shared.cgroups.remove_pod(qos, &uid)) {
+            Ok(()) => info!(uid, "swept the cgroups of a pod nobody knows"),
+            Err(error) => warn!(uid, %error, "sweep cgroups"),
         }
-        Err(error) => warn!(%error, "list cgroups"),
     }
     match shared.network.sweep(&owners) {
         Ok(removed) => removed.into_iter().for_each(|what| info!(what, "swept")),
         Err(error) => warn!(%error, "sweep the network"),
     }
-    if let Err(error) = crate::volume::sweep(&shared.config.layout, &owners) {
-        warn!(%error, "sweep volumes");
+    match crate::volume::sweep(&shared.config.layout, &owners) {
+        Ok(removed) => removed.into_iter().for_each(|what| info!(what, "swept")),
+        Err(error) => warn!(%error, "sweep volumes"),
     }
     for (directory, error) in unusable {
         if let Some(error) = error {

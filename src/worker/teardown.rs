@@ -6,10 +6,11 @@ use super::{
     execute::{Host, blocking},
     handle::Usage,
     host::{ActionError, Done},
+    inputs,
 };
 use crate::{
+    cgroup,
     pod::Outcome,
-    runtime::launch,
     volume::{self, remove},
 };
 
@@ -44,7 +45,7 @@ impl Host {
         let host = self.clone();
         blocking(move || {
             if !orderly {
-                host.shared.cgroups.kill_pod(host.uid()).map_err(because("FailedKillPod"))?;
+                host.shared.cgroups.kill_pod(host.qos, host.uid(), inputs::KILL).map_err(because("FailedKillPod"))?;
             }
             let run = &host.dirs.run;
             absent_is_fine(fs::remove_dir_all(run), run)
@@ -55,13 +56,15 @@ impl Host {
     }
 
     pub(super) fn detach_network(&self) -> Result<Done, ActionError> {
-        let ports = launch::port_mappings(&self.record.pod);
+        let ports = inputs::port_mappings(&self.record.pod);
         self.shared.network.detach(self.uid(), &ports).map_err(because("FailedKillPod"))?;
         Ok(Done::new(Outcome::Done))
     }
 
     pub(super) fn remove_cgroups(&self) -> Result<Done, ActionError> {
-        self.shared.cgroups.remove_pod(self.uid()).map_err(because("FailedKillPod"))?;
+        let cgroups = &self.shared.cgroups;
+        cgroups.kill_pod(self.qos, self.uid(), inputs::KILL).map_err(because("FailedKillPod"))?;
+        cgroups.remove_pod(self.qos, self.uid()).map_err(because("FailedKillPod"))?;
         Ok(Done::new(Outcome::Done))
     }
 
@@ -118,11 +121,20 @@ impl Host {
             metadata.namespace.as_deref().unwrap_or_default(),
             metadata.name.as_deref().unwrap_or_default()
         );
-        let whole = self.shared.cgroups.usage(self.qos, self.uid(), None).ok();
-        let whole = whole.map(|usage| Usage { pod: pod.clone(), container: String::new(), ..usage });
+        let figures = |container: &str, usage: cgroup::Usage| Usage {
+            pod: pod.clone(),
+            container: container.to_owned(),
+            cpu_nanos: usage.cpu_nanos,
+            memory_bytes: usage.memory_bytes,
+            working_set_bytes: usage.working_set_bytes,
+            memory_limit: usage.memory_limit,
+            pids: usage.pids,
+        };
+        let cgroups = &self.shared.cgroups;
+        // What ends while it is looked at has no figures.
+        let whole = cgroups.pod_usage(self.qos, self.uid()).ok().flatten().map(|usage| figures("", usage));
         let each = running.iter().filter_map(|(name, id)| {
-            let usage = self.shared.cgroups.usage(self.qos, self.uid(), Some(id)).ok()?;
-            Some(Usage { pod: pod.clone(), container: name.clone(), ..usage })
+            cgroups.usage(self.qos, self.uid(), id).ok().flatten().map(|usage| figures(name, usage))
         });
         whole.into_iter().chain(each).collect()
     }

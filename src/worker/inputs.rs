@@ -1,0 +1,195 @@
+//! What the runtime, the cgroups and the network are told for a pod: joined from the pod, the node and what is held.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use berth_cni::{PortMapping, Protocol};
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+
+use super::{host::ActionError, shared::Shared};
+use crate::{
+    api::{
+        qos::QosClass,
+        resources::{CPU, HUGEPAGES_PREFIX, MEMORY, Resources, all_limited, limits, pod_limits, pod_requests, requests},
+    },
+    cgroup::{CpuLimits, DeviceAccess, HugePageLimit, LeafLimits, PodLimits},
+    image::Image,
+    network,
+    runtime::{
+        config_error::ConfigError,
+        container_ref::ContainerRef,
+        launch::{ImageFacts, LaunchInput, launch_spec},
+        sandbox::{SandboxInput, sandbox_spec},
+    },
+    store::layout::PodDirs,
+    supervisor::spec::{CgroupPlacement, LaunchSpec, SandboxSpec},
+    volume::MountedVolume,
+};
+
+/// An attempt about to be launched.
+pub struct Attempt<'a> {
+    /// Which container.
+    pub container: ContainerRef<'a>,
+    /// Number, from 0.
+    pub number: u32,
+    /// Generation of the sandbox.
+    pub generation: u32,
+    /// Its image.
+    pub image: &'a Image,
+    /// Addresses of the pod.
+    pub pod_ips: &'a [IpAddr],
+    /// Volumes, all set up.
+    pub volumes: &'a BTreeMap<String, MountedVolume>,
+}
+
+impl From<ConfigError> for ActionError {
+    fn from(error: ConfigError) -> ActionError {
+        ActionError { reason: error.reason.to_string(), message: error.to_string() }
+    }
+}
+
+fn amount(resources: &Resources, name: &str) -> Option<u64> {
+    resources.get(name).and_then(|amount| u64::try_from(amount.value()).ok()).filter(|amount| *amount > 0)
+}
+
+fn milli(resources: &Resources) -> Option<u64> {
+    resources.get(CPU).and_then(|amount| u64::try_from(amount.milli()).ok())
+}
+
+fn huge_pages(resources: &Resources) -> Vec<HugePageLimit> {
+    let sizes = resources.iter().filter_map(|(name, limit)| {
+        let size = name.strip_prefix(HUGEPAGES_PREFIX)?;
+        let page_size = crate::api::quantity::Quantity::parse(size).ok()?.value();
+        Some(HugePageLimit {
+            page_size: u64::try_from(page_size).ok()?,
+            limit: u64::try_from(limit.value()).unwrap_or_default(),
+        })
+    });
+    sizes.collect()
+}
+
+impl Shared {
+    fn cpu(&self, request: Option<u64>, limit: Option<u64>) -> CpuLimits {
+        CpuLimits {
+            request_milli: request.unwrap_or(0),
+            limit_milli: limit.filter(|_| self.config.cpu_cfs_quota),
+            period_micros: u64::try_from(self.config.cpu_cfs_quota_period.as_micros()).unwrap_or(100_000),
+        }
+    }
+
+    /// Limits of a pod as a whole, as upstream's `ResourceConfigForPod`: limited as a whole only when each container is.
+    pub fn pod_limits(&self, qos: QosClass, spec: &PodSpec) -> PodLimits {
+        let (requested, limited) = (pod_requests(spec), pod_limits(spec));
+        let best_effort = qos == QosClass::BestEffort;
+        PodLimits {
+            cpu: self.cpu(
+                milli(&requested).filter(|_| !best_effort),
+                milli(&limited).filter(|_| !best_effort && all_limited(spec, CPU)),
+            ),
+            memory: amount(&limited, MEMORY).filter(|_| !best_effort && all_limited(spec, MEMORY)),
+            pids: self.config.pod_pids_limit,
+            huge_pages: huge_pages(&limited),
+        }
+    }
+
+    /// Limits of one container.
+    pub fn leaf_limits(&self, container: ContainerRef<'_>) -> LeafLimits {
+        let (requested, limited) = (requests(container.resources()), limits(container.resources()));
+        let privileged = container.security_context().is_some_and(|context| context.privileged == Some(true));
+        LeafLimits {
+            // Shares of a container that only has a limit are those of the limit.
+            cpu: self.cpu(milli(&requested).or(milli(&limited)), milli(&limited)),
+            memory: amount(&limited, MEMORY),
+            pids: None,
+            huge_pages: huge_pages(&limited),
+            cpuset: None,
+            oom_group: !self.config.single_process_oom_kill,
+            devices: if privileged { DeviceAccess::All } else { DeviceAccess::Default },
+        }
+    }
+
+    /// The pod's sandbox.
+    pub fn sandbox_spec(&self, pod: &Pod, generation: u32, cgroup: CgroupPlacement) -> Result<SandboxSpec, ActionError> {
+        let names = network::names(pod, &self.config.node_name, &self.config.cluster_domain)
+            .map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))?;
+        let mut spec = sandbox_spec(SandboxInput {
+            pod,
+            hostname: &names.hostname,
+            domainname: "",
+            cgroup,
+            allowed_unsafe_sysctls: &self.config.allowed_unsafe_sysctls,
+        })?;
+        spec.generation = generation;
+        Ok(spec)
+    }
+
+    /// One attempt. Its cgroup is made here, because the record has to say where it is.
+    pub fn launch_spec(
+        &self,
+        pod: &Pod,
+        dirs: &PodDirs,
+        qos: QosClass,
+        attempt: &Attempt<'_>,
+    ) -> Result<LaunchSpec, ActionError> {
+        let names = network::names(pod, &self.config.node_name, &self.config.cluster_domain)
+            .map_err(|error| ActionError::new("CreateContainerConfigError", &error))?;
+        let image = attempt.image;
+        let facts = ImageFacts {
+            id: image.id.clone(),
+            user: image.config.user.clone(),
+            env: image.config.env.clone(),
+            entrypoint: image.config.entrypoint.clone(),
+            cmd: image.config.cmd.clone(),
+            working_dir: image.config.working_dir.clone(),
+            stop_signal: image.config.stop_signal.clone(),
+            layers: image.layers.clone(),
+        };
+        let mut spec = launch_spec(&LaunchInput {
+            pod,
+            container: attempt.container,
+            attempt: attempt.number,
+            image: &facts,
+            hostname: &names.hostname,
+            pod_ips: attempt.pod_ips,
+            host_ips: &self.host_ips,
+            node_name: &self.config.node_name,
+            dirs,
+            volumes: attempt.volumes,
+            cgroup: CgroupPlacement::default(),
+            options: &self.launch,
+            seccomp: &|choice, capabilities| self.seccomp(choice, capabilities),
+        })?;
+        spec.generation = attempt.generation;
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        spec.cgroup = self
+            .cgroups
+            .ensure_leaf(qos, uid, &spec.id, &self.leaf_limits(attempt.container))
+            .map_err(|error| ActionError::new("CreateContainerError", &error))?;
+        Ok(spec)
+    }
+}
+
+/// Host ports of a pod; a pod on the host's network has none to map.
+pub fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    if spec.host_network == Some(true) {
+        return Vec::new();
+    }
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let mapping = |port: &k8s_openapi::api::core::v1::ContainerPort| {
+        Some(PortMapping {
+            host_ip: port.host_ip.as_deref().filter(|ip| !ip.is_empty()).and_then(|ip| ip.parse().ok()),
+            host_port: u16::try_from(port.host_port?).ok().filter(|port| *port > 0)?,
+            container_port: u16::try_from(port.container_port).ok()?,
+            protocol: match port.protocol.as_deref() {
+                Some("UDP") => Protocol::Udp,
+                Some("SCTP") => Protocol::Sctp,
+                _ => Protocol::Tcp,
+            },
+        })
+    };
+    ports.filter_map(mapping).collect()
+}
+
+/// How long killing everything in a cgroup may take before it is said to have failed and tried again later.
+pub const KILL: Duration = Duration::from_secs(10);
