@@ -1,1 +1,16 @@
-//! (to be written)
+//! The agent's side of a sandbox: what its supervisor is told, worked out from a pod.
+
+pub mod attempt;
+pub mod capabilities;
+pub mod config_error;
+pub mod container_ref;
+pub mod downward;
+pub mod env;
+pub mod expansion;
+pub mod launch;
+pub mod mounts;
+pub mod oom;
+pub mod process;
+pub mod sandbox;
+pub mod security;
+pub mod sysctls;
