@@ -1,5 +1,6 @@
 //! Every raw system call, and the only home of `unsafe`: what std and nix do not offer, made safe to use.
 
+pub mod bpf;
 pub mod epoll;
 pub mod inode_flags;
 pub mod memfd;

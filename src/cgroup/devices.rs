@@ -1,0 +1,222 @@
+//! Which devices a container may use: rules as data, as lines for v1's `devices.allow`, and as an eBPF program for v2.
+
+use std::{os::fd::OwnedFd, path::Path};
+
+use super::{error::CgroupError, files};
+use crate::sys::bpf;
+
+/// One allowed device (or range of devices).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceRule {
+    /// Block rather than character device.
+    pub block: bool,
+    /// Major number; `None` for any.
+    pub major: Option<u32>,
+    /// Minor number; `None` for any.
+    pub minor: Option<u32>,
+    /// May be opened for reading and writing, not only made by mknod(2).
+    pub open: bool,
+}
+
+impl DeviceRule {
+    const fn open(major: u32, minor: Option<u32>) -> DeviceRule {
+        DeviceRule { block: false, major: Some(major), minor, open: true }
+    }
+
+    const fn make_any(block: bool) -> DeviceRule {
+        DeviceRule { block, major: None, minor: None, open: false }
+    }
+
+    /// `c 1:3 rwm`.
+    fn line(&self) -> String {
+        let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
+        format!(
+            "{} {}:{} {}",
+            if self.block { 'b' } else { 'c' },
+            number(self.major),
+            number(self.minor),
+            if self.open { "rwm" } else { "m" }
+        )
+    }
+}
+
+/// What every container may use (runtime-spec "Default Devices", runc's `AllowedDevices`): making any node, which
+/// gives no access to it, and null, zero, full, random, urandom, tty, ptmx and its ptys.
+pub fn default_rules() -> &'static [DeviceRule] {
+    const RULES: &[DeviceRule] = &[
+        DeviceRule::make_any(false),
+        DeviceRule::make_any(true),
+        DeviceRule::open(1, Some(3)),
+        DeviceRule::open(1, Some(5)),
+        DeviceRule::open(1, Some(7)),
+        DeviceRule::open(1, Some(8)),
+        DeviceRule::open(1, Some(9)),
+        DeviceRule::open(5, Some(0)),
+        DeviceRule::open(5, Some(2)),
+        DeviceRule::open(136, None),
+    ];
+    RULES
+}
+
+/// Makes the v1 cgroup allow exactly `rules`. A cgroup that does so already is left alone: denying everything first,
+/// as a new one needs, would break running containers for a moment.
+pub fn restrict_v1(directory: &Path, rules: &[DeviceRule]) -> Result<(), CgroupError> {
+    let now = files::read(directory, "devices.list")?;
+    let is_allowed = |line: &str| now.lines().any(|known| known.trim() == line);
+    if is_allowed("a *:* rwm") || now.is_empty() {
+        files::write(directory, "devices.deny", "a")?;
+    } else {
+        let wanted: Vec<String> = rules.iter().map(DeviceRule::line).collect();
+        for extra in now.lines().map(str::trim).filter(|line| !wanted.iter().any(|wanted| wanted == line)) {
+            files::write(directory, "devices.deny", extra)?;
+        }
+    }
+    for line in rules.iter().map(DeviceRule::line).filter(|line| !is_allowed(line)) {
+        files::write(directory, "devices.allow", &line)?;
+    }
+    Ok(())
+}
+
+/// Loads the v2 program for `rules`; `directory` is only named in errors.
+pub fn load_v2(directory: &Path, rules: &[DeviceRule]) -> Result<OwnedFd, CgroupError> {
+    bpf::load_cgroup_device(&program(rules))
+        .map_err(|source| CgroupError::LoadDevices { path: directory.to_owned(), source })
+}
+
+/// Attaches a loaded program, unless the cgroup has one (only we attach any below `kubepods`).
+pub fn attach_v2(directory: &Path, program: &OwnedFd) -> Result<(), CgroupError> {
+    let attach = || {
+        let cgroup = std::fs::File::open(directory)?;
+        if bpf::cgroup_device_programs(&cgroup)? == 0 {
+            bpf::attach_cgroup_device(&cgroup, program)?;
+        }
+        Ok(())
+    };
+    attach().map_err(|source| CgroupError::AttachDevices { path: directory.to_owned(), source })
+}
+
+/// Access bits of `struct bpf_cgroup_dev_ctx` (include/uapi/linux/bpf.h).
+const ACCESS_MKNOD: i32 = 1;
+const TYPE_BLOCK: i32 = 1;
+const TYPE_CHAR: i32 = 2;
+
+/// The program: 1 (allow) for the first rule that matches, 0 (deny) otherwise.
+///
+/// r2 = type, r3 = access, r4 = major, r5 = minor; every rule tests what it restricts and jumps to the next one when
+/// a test fails.
+fn program(rules: &[DeviceRule]) -> Vec<u64> {
+    use bpf::instruction::{and32, exit, jump_if_not, load32, move32, shift_right32};
+    const CONTEXT: u8 = 1;
+    const TYPE: u8 = 2;
+    const ACCESS: u8 = 3;
+    const MAJOR: u8 = 4;
+    const MINOR: u8 = 5;
+    let mut code = vec![
+        load32(TYPE, CONTEXT, 0),
+        load32(ACCESS, CONTEXT, 0),
+        and32(TYPE, 0xffff),
+        shift_right32(ACCESS, 16),
+        load32(MAJOR, CONTEXT, 4),
+        load32(MINOR, CONTEXT, 8),
+    ];
+    for rule in rules {
+        let mut tests = vec![(TYPE, if rule.block { TYPE_BLOCK } else { TYPE_CHAR })];
+        if !rule.open {
+            tests.push((ACCESS, ACCESS_MKNOD));
+        }
+        // Device numbers have 12 and 20 bits, so that they fit the signed immediate.
+        tests.extend(rule.major.map(|major| (MAJOR, major as i32)));
+        tests.extend(rule.minor.map(|minor| (MINOR, minor as i32)));
+        let count = tests.len();
+        for (at, (register, value)) in tests.into_iter().enumerate() {
+            // Over the remaining tests and the two instructions of "return 1".
+            let skip = (count - at - 1 + 2) as i16;
+            code.push(jump_if_not(register, value, skip));
+        }
+        code.extend([move32(0, 1), exit()]);
+    }
+    code.extend([move32(0, 0), exit()]);
+    code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the few instructions the generator uses.
+    fn allows(code: &[u64], block: bool, access: u32, major: u32, minor: u32) -> bool {
+        let context = [(access << 16) | if block { 1 } else { 2 }, major, minor];
+        let mut registers = [0u64; 11];
+        let mut at = 0;
+        loop {
+            let word = code[at].to_ne_bytes();
+            let (operation, target, source) = (word[0], usize::from(word[1] & 0xf), usize::from(word[1] >> 4));
+            let offset = i16::from_ne_bytes([word[2], word[3]]);
+            let value = i32::from_ne_bytes([word[4], word[5], word[6], word[7]]);
+            at += 1;
+            match operation {
+                0x61 => {
+                    assert_eq!(source, 1, "only the context is read");
+                    registers[target] = u64::from(context[usize::try_from(offset).unwrap() / 4]);
+                }
+                0x54 => registers[target] = u64::from(registers[target] as u32 & value as u32),
+                0x74 => registers[target] = u64::from(registers[target] as u32 >> value),
+                0xb4 => registers[target] = u64::from(value as u32),
+                0x55 => {
+                    if registers[target] != value as u64 {
+                        at += usize::try_from(offset).unwrap();
+                    }
+                }
+                0x95 => return registers[0] == 1,
+                other => panic!("unknown operation {other:#x}"),
+            }
+        }
+    }
+
+    const MKNOD: u32 = 1;
+    const READ: u32 = 2;
+    const WRITE: u32 = 4;
+
+    #[test]
+    fn the_default_program_allows_the_default_devices_and_making_nodes() {
+        let code = program(default_rules());
+        for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (136, 0), (136, 77)] {
+            assert!(allows(&code, false, READ | WRITE | MKNOD, major, minor), "c {major}:{minor}");
+        }
+        assert!(allows(&code, true, MKNOD, 8, 0), "mknod of a disk");
+        assert!(allows(&code, false, MKNOD, 10, 229), "mknod of fuse");
+        for (block, access, major, minor) in [
+            (true, READ, 8, 0),
+            (true, READ | MKNOD, 8, 0),
+            (false, READ, 1, 1),
+            (false, WRITE, 10, 229),
+            (true, READ, 1, 3),
+            (false, READ, 5, 1),
+        ] {
+            assert!(!allows(&code, block, access, major, minor), "{block} {access} {major}:{minor}");
+        }
+    }
+
+    #[test]
+    fn no_rules_allow_nothing() {
+        let code = program(&[]);
+        assert!(!allows(&code, false, READ, 1, 3));
+        assert_eq!(code.len(), 8);
+    }
+
+    #[test]
+    fn lines_are_what_v1_prints() {
+        let lines: Vec<String> = default_rules().iter().map(DeviceRule::line).collect();
+        assert_eq!(lines[..4], ["c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm"]);
+        assert_eq!(lines[9], "c 136:* rwm");
+    }
+
+    #[test]
+    fn a_v1_cgroup_that_is_right_already_is_not_touched() {
+        let directory = tempfile::tempdir().unwrap();
+        let lines: Vec<String> = default_rules().iter().map(DeviceRule::line).collect();
+        std::fs::write(directory.path().join("devices.list"), lines.join("\n") + "\n").unwrap();
+        // Neither devices.allow nor devices.deny exists: a write would fail.
+        restrict_v1(directory.path(), default_rules()).unwrap();
+    }
+}
