@@ -19,8 +19,8 @@ use berth::{
         layout::{Layout, PodDirs},
     },
     supervisor::spec::{
-        CgroupPlacement, ExecSpec, ExitRecord, LaunchSpec, LogSpec, MountKind, MountSpec, PidMode, Propagation,
-        RecursiveReadOnly, RootfsSpec, SandboxSpec, StdioSpec, UserSpec, VERSION,
+        CgroupPlacement, DeviceSpec, ExecSpec, ExitRecord, LaunchSpec, LogSpec, MountKind, MountSpec, PidMode,
+        Propagation, RecursiveReadOnly, RootfsSpec, SandboxSpec, StdioSpec, UserSpec, VERSION,
     },
     sys::{pidfd, process},
 };
@@ -150,7 +150,15 @@ impl World {
             ],
             masked_paths: vec![],
             readonly_paths: vec![],
-            devices: vec![],
+            devices: vec![DeviceSpec {
+                path: "/dev/null".into(),
+                block: false,
+                major: 1,
+                minor: 3,
+                mode: 0o666,
+                uid: 0,
+                gid: 0,
+            }],
             all_devices: false,
             user: UserSpec::default(),
             capabilities: 0xa804_25fb,
@@ -391,10 +399,10 @@ async fn execs_have_their_own_streams_codes_and_end() {
     assert_eq!(patiently(quick.wait()).await.unwrap(), 42);
     assert_eq!((text(output), text(errors)), ("hello\n".to_owned(), "bad\n".to_owned()));
     // Killed with its children.
-    let (given, output, _errors) = streams();
+    let (given, output, errors) = streams();
     let mut long = connected.supervisor.exec(exec("app", "sleep 1000 & wait"), given).await.unwrap().unwrap();
     connected.supervisor.exec_kill(long.id).await.unwrap();
-    assert_eq!(patiently(long.wait()).await.unwrap(), 137);
+    assert_eq!((patiently(long.wait()).await.unwrap(), text(errors)), (137, String::new()));
     assert_eq!(text(output), "");
     // A terminal.
     let spec = ExecSpec { tty: true, ..exec("app", "test -t 0 && stty size; exit 4") };

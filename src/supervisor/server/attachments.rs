@@ -107,12 +107,31 @@ impl Server {
             Stream::Stderr => Token::AttachStderr(number),
         };
         let interest = match written {
+            Written::All if attachment.is_drained() && !self.attempts.contains_key(&attachment.attempt) => {
+                return self.detach(number);
+            }
             Written::All => Interest::Nothing,
             Written::Waiting => Interest::Write,
             Written::Broken => return self.detach(number),
         };
         if let Some(output) = attachment.output(stream) {
             let _ = self.epoll.change(output, token.encode(), interest);
+        }
+    }
+
+    /// The container has ended: those who have all of its output are let go, the others once they have.
+    pub(super) fn attempt_over(&mut self, attempt: u64) {
+        let attached = self.attachments.iter().filter(|(_, attachment)| attachment.attempt == attempt);
+        for number in attached.map(|(number, _)| *number).collect::<Vec<_>>() {
+            let Some(attachment) = self.attachments.get_mut(&number) else { continue };
+            if attachment.is_drained() {
+                self.detach(number);
+            } else {
+                if let Some(input) = attachment.input() {
+                    self.epoll.remove(input);
+                }
+                attachment.close_input();
+            }
         }
     }
 

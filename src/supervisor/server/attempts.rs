@@ -165,10 +165,7 @@ impl Server {
                 self.epoll.remove(stdin);
             }
         }
-        let attached = self.attachments.iter().filter(|(_, attachment)| attachment.attempt == number);
-        for attached in attached.map(|(number, _)| *number).collect::<Vec<_>>() {
-            self.detach(attached);
-        }
+        self.attempt_over(number);
         self.finish_shutdown();
     }
 
