@@ -10,7 +10,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     ptr,
 };
 
@@ -176,6 +176,46 @@ pub enum PropagationType {
     Shared,
 }
 
+/// The mount that a place is in: where it is mounted, and how events travel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Mount point.
+    pub mount_point: PathBuf,
+    /// A mount that is both shared and a slave counts as shared.
+    pub propagation: PropagationType,
+}
+
+/// Looks up the mount that `place` is in. Reads the whole mount table, so not for every mount.
+///
+/// # Errors
+/// NotFound when the table does not list it (a detached mount); those of statx(2) and of reading /proc.
+pub fn surroundings(place: BorrowedFd<'_>) -> io::Result<Surroundings> {
+    let id = super::node::mount_id(place)?;
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    table
+        .split(|byte| *byte == b'\n')
+        .find_map(|line| parse_mount(line, id))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("mount {id} is not in /proc/self/mountinfo")))
+}
+
+/// A line of mountinfo (proc_pid_mountinfo(5)): `36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/root rw`.
+fn parse_mount(line: &[u8], id: u64) -> Option<Surroundings> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    if str::from_utf8(fields.next()?).ok()?.parse() != Ok(id) {
+        return None;
+    }
+    let mount_point = PathBuf::from(OsStr::from_bytes(fields.nth(3)?));
+    let mut propagation = PropagationType::Private;
+    for tag in fields.skip(1).take_while(|tag| *tag != b"-") {
+        if tag.starts_with(b"shared:") {
+            propagation = PropagationType::Shared;
+        } else if tag.starts_with(b"master:") && propagation == PropagationType::Private {
+            propagation = PropagationType::Slave;
+        }
+    }
+    Some(Surroundings { mount_point, propagation })
+}
+
 /// `struct mount_attr` of linux/mount.h.
 #[repr(C)]
 #[derive(Default)]
@@ -275,4 +315,26 @@ fn descriptor(result: c_long) -> io::Result<OwnedFd> {
 
 fn check(result: c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tags_of_a_mount_tell_its_propagation() {
+        let parse = |tags: &str| {
+            let line = format!("36 35 98:0 / /mnt/a\\040b rw,noatime {tags}- ext4 /dev/shared:1 rw");
+            parse_mount(line.as_bytes(), 36).unwrap().propagation
+        };
+        assert_eq!(parse(""), PropagationType::Private);
+        assert_eq!(parse("unbindable "), PropagationType::Private);
+        assert_eq!(parse("master:2 "), PropagationType::Slave);
+        assert_eq!(parse("master:2 propagate_from:1 "), PropagationType::Slave);
+        assert_eq!(parse("shared:3 "), PropagationType::Shared);
+        assert_eq!(parse("shared:3 master:2 "), PropagationType::Shared);
+        assert_eq!(parse_mount(b"36 35 98:0 / / rw - ext4 x rw", 3), None);
+        let root = surroundings(open_place(Path::new("/proc/self")).unwrap().as_fd()).unwrap();
+        assert_eq!(root.mount_point, Path::new("/proc"));
+    }
 }

@@ -1,14 +1,14 @@
 //! Files of all kinds, made and examined relative to an open directory.
 
 use std::{
-    ffi::OsString,
+    ffi::{CStr, OsString},
     io,
     mem::MaybeUninit,
     os::fd::{AsRawFd, BorrowedFd},
     path::Path,
 };
 
-use libc::dev_t;
+use libc::{c_int, dev_t};
 use nix::{
     NixPath,
     fcntl::AtFlags,
@@ -111,18 +111,33 @@ pub fn is_on_devpts(file: BorrowedFd<'_>) -> io::Result<bool> {
 /// # Errors
 /// Those of statx(2).
 pub fn is_mount_root(path: &Path) -> io::Result<Option<bool>> {
+    let status = path.with_nix_path(|path| extended_status(libc::AT_FDCWD, path, 0))??;
+    let root = libc::STATX_ATTR_MOUNT_ROOT as u64;
+    Ok((status.stx_attributes_mask & root != 0).then_some(status.stx_attributes & root != 0))
+}
+
+/// The number of the mount that a file is in, as in the first column of /proc/self/mountinfo.
+///
+/// # Errors
+/// Unsupported before Linux 5.8.
+pub fn mount_id(file: BorrowedFd<'_>) -> io::Result<u64> {
+    let status = extended_status(file.as_raw_fd(), c"", libc::STATX_MNT_ID)?;
+    if status.stx_mask & libc::STATX_MNT_ID == 0 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(status.stx_mnt_id)
+}
+
+/// statx(2) of `path`, or of `directory` itself when that is empty.
+fn extended_status(directory: c_int, path: &CStr, mask: u32) -> io::Result<libc::statx> {
     let mut status = MaybeUninit::<libc::statx>::zeroed();
-    let result = path.with_nix_path(|path| {
-        // SAFETY: `path` is a C string; the kernel writes only `status`, which is big enough and outlives the call.
-        unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_NO_AUTOMOUNT, 0, status.as_mut_ptr()) }
-    })?;
-    if result < 0 {
+    let flags = libc::AT_NO_AUTOMOUNT | libc::AT_EMPTY_PATH;
+    // SAFETY: `path` is a C string; the kernel writes only `status`, which is big enough and outlives the call.
+    if unsafe { libc::statx(directory, path.as_ptr(), flags, mask, status.as_mut_ptr()) } < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: zero is a value for every field, and statx has filled in what it knows.
-    let status = unsafe { status.assume_init() };
-    let root = libc::STATX_ATTR_MOUNT_ROOT as u64;
-    Ok((status.stx_attributes_mask & root != 0).then_some(status.stx_attributes & root != 0))
+    Ok(unsafe { status.assume_init() })
 }
 
 /// mkdirat(2); `mode` is subject to the umask.

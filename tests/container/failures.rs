@@ -114,6 +114,7 @@ fn a_bad_tmpfs_option() {
     spec.mounts.push(mount_spec("/data", MountKind::Tmpfs { options: "size=much".to_owned() }));
     let error = world.run_spec(spec).start_error();
     assert_eq!((error.step.as_str(), error.errno), ("mount tmpfs on /data", 22));
+    assert_eq!(error.message, "invalid argument: tmpfs: Bad value for 'size'");
 }
 
 fn a_layer_that_does_not_exist() {

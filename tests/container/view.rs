@@ -116,6 +116,19 @@ fn propagation_follows_the_spec() {
     assert_eq!(tags(Propagation::Slave), ["master"]);
     assert_eq!(tags(Propagation::Shared), ["shared"]);
 
+    // Where the host passes nothing on, nothing is promised.
+    let private = world.directory.join("private");
+    mount_tmpfs(&private);
+    for propagation in [Propagation::Slave, Propagation::Shared] {
+        let mut spec = world.spec("");
+        spec.mounts.push(berth::supervisor::spec::MountSpec { propagation, ..bind(&private, "/data") });
+        let error = world.run_spec(spec).start_error();
+        assert!(
+            error.message.starts_with("path \"/tmp/private\" is mounted on \"/tmp/private\" but it is not a shared")
+        );
+        assert_eq!(error.reason, "CreateContainerError");
+    }
+
     // Bidirectional: what the container mounts, the host sees.
     let mut spec = world.spec("mkdir /data/made && busybox mount -t tmpfs none /data/made && echo done && sleep 60");
     spec.capabilities = u64::MAX;
@@ -240,6 +253,15 @@ fn cgroups_are_joined_and_shown() {
     let joined = seen.lines().filter(|line| line.ends_with(&name)).count();
     let outcome = running.finish();
     assert_eq!(joined, cgroups.directories().count(), "{seen}");
+    // A container of the unified hierarchy alone has it mounted at the usual place, with itself as the root.
+    if let Some(unified) = &cgroups.placement.unified {
+        let mut spec = world.spec("cat /sys/fs/cgroup/cgroup.procs; cat /proc/self/mountinfo");
+        spec.cgroup.unified = Some(unified.clone());
+        spec.mounts.push(mount_spec("/sys/fs/cgroup", MountKind::Cgroup));
+        let printed = world.run_spec(spec).printed();
+        assert!(printed.starts_with("1\n"), "{printed}");
+        assert!(options(&printed, "/sys/fs/cgroup").contains("cgroup2"), "{printed}");
+    }
     // In its own namespace each of them is the root.
     let (own, rest) = outcome.output.split_once("\n\n").unwrap();
     assert_eq!(own.lines().filter(|line| line.ends_with(":/")).count(), own.lines().count(), "{own}");

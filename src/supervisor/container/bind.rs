@@ -38,9 +38,28 @@ pub(super) fn open(spec: &MountSpec, path: &Path, sub_path: Option<&Path>) -> Re
     let step = || format!("bind {} on {}", path.display(), spec.target.display());
     let is_directory = node::status(place.as_fd()).step(step)?.kind == Kind::Directory;
     let is_proc = node::is_on_proc(place.as_fd()).step(step)?;
+    require_propagation(place.as_fd(), path, spec)?;
     let tree = mount::clone_tree(place.as_fd(), true).step(step)?;
     apply(tree.as_fd(), spec).step(|| format!("set the flags of {}", spec.target.display()))?;
     Ok(Source { tree, is_directory, is_proc })
+}
+
+/// Events can only be passed on where the host's mount passes them on: anything else would silently be a private mount
+/// (the same condition as in containerd's `ensureShared` and `ensureSharedOrSlave`).
+fn require_propagation(place: BorrowedFd<'_>, path: &Path, spec: &MountSpec) -> Result<(), Failure> {
+    let (enough, wanted): (&[PropagationType], &str) = match spec.propagation {
+        Propagation::Private => return Ok(()),
+        Propagation::Slave => (&[PropagationType::Shared, PropagationType::Slave], "a shared or slave mount"),
+        Propagation::Shared => (&[PropagationType::Shared], "a shared mount"),
+    };
+    let step = || format!("bind {} on {}", path.display(), spec.target.display());
+    let surroundings = mount::surroundings(place).step(step)?;
+    if enough.contains(&surroundings.propagation) {
+        return Ok(());
+    }
+    let point = surroundings.mount_point;
+    let message = format!("path {path:?} is mounted on {point:?} but it is not {wanted}");
+    Err(Failure::refused(step(), message).because(Reason::Create))
 }
 
 /// Flags and propagation of a bind. What the source's mount already forbids stays forbidden.

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::supervisor::spec::StartError;
+use crate::{supervisor::spec::StartError, sys::mount::FileSystem};
 
 /// The Kubernetes reason of a failure, as upstream's kubelet and containerd give it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,15 @@ impl Failure {
     /// The same with another reason.
     pub(super) fn because(self, reason: Reason) -> Failure {
         Failure { reason, ..self }
+    }
+}
+
+impl Failure {
+    /// A step with a file system being made, which may itself have said why it failed.
+    pub(super) fn of_file_system(step: impl Into<String>, source: io::Error, file_system: &FileSystem) -> Failure {
+        let complaint = file_system.complaint();
+        let message = complaint.map(|complaint| format!("{}: {complaint}", describe(&source)));
+        Failure { step: step.into(), source: Some(source), message, reason: Reason::Start }
     }
 }
 

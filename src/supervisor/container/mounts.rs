@@ -3,7 +3,10 @@
 use std::{
     ffi::{CStr, OsStr},
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::Path,
 };
 
@@ -45,24 +48,21 @@ pub(super) fn open_host_parts(spec: &LaunchSpec) -> Result<Vec<HostPart>, Failur
 
 /// Makes and attaches one mount beneath `root`.
 pub(super) fn attach(root: BorrowedFd<'_>, spec: &MountSpec, host: HostPart) -> Result<(), Failure> {
-    let attributes = bind::attributes(spec);
     match (&spec.kind, host) {
-        (MountKind::Proc, _) => attach_kernel_view(root, spec, "proc", make(c"proc", "", attributes)),
-        (MountKind::Sysfs, _) => attach_kernel_view(root, spec, "sysfs", make(c"sysfs", "", attributes)),
-        (MountKind::Tmpfs { options }, _) => attach_made(root, spec, "tmpfs", make(c"tmpfs", options, attributes)),
+        (MountKind::Proc, _) => attach_kernel_view(root, spec, c"proc"),
+        (MountKind::Sysfs, _) => attach_kernel_view(root, spec, c"sysfs"),
+        (MountKind::Tmpfs { options }, _) => attach_new(root, spec, c"tmpfs", options),
         // gid 5 is `tty` in every distribution; newinstance has no meaning any more, but is what mount tables show.
-        (MountKind::Devpts, _) => {
-            let options = "newinstance,ptmxmode=0666,mode=0620,gid=5";
-            attach_made(root, spec, "devpts", make(c"devpts", options, attributes))
-        }
-        (MountKind::Mqueue, _) => attach_made(root, spec, "mqueue", make(c"mqueue", "", attributes)),
+        (MountKind::Devpts, _) => attach_new(root, spec, c"devpts", "newinstance,ptmxmode=0666,mode=0620,gid=5"),
+        (MountKind::Mqueue, _) => attach_new(root, spec, c"mqueue", ""),
         (MountKind::Cgroup, HostPart::Leaves(leaves)) => {
             // Writable until the leaves are in it.
-            let made = make(c"tmpfs", "mode=755", attributes & !attribute::RDONLY);
-            let tree = attach_tree(root, spec, "tmpfs for cgroups", made)?;
+            let attributes = bind::attributes(spec);
+            let tree = make(spec, c"tmpfs", "mode=755", attributes & !attribute::RDONLY)?;
+            attach_tree(root, spec, c"tmpfs", tree.as_fd())?;
             cgroup::attach_leaves(tree.as_fd(), leaves, attributes & attribute::RDONLY)
         }
-        (MountKind::Cgroup, _) => attach_made(root, spec, "cgroup2", make(c"cgroup2", "", attributes)),
+        (MountKind::Cgroup, _) => attach_new(root, spec, c"cgroup2", ""),
         (MountKind::Bind { source, .. }, HostPart::Source(opened)) => attach_bind(root, spec, source, opened),
         (MountKind::Bind { source, .. }, _) => {
             Err(Failure::refused(format!("bind {} on {}", source.display(), spec.target.display()), "not opened"))
@@ -70,30 +70,34 @@ pub(super) fn attach(root: BorrowedFd<'_>, spec: &MountSpec, host: HostPart) -> 
     }
 }
 
+fn step(spec: &MountSpec, kind: &CStr) -> String {
+    format!("mount {} on {}", kind.to_string_lossy(), spec.target.display())
+}
+
 /// A new file system, mounted nowhere yet.
-fn make(kind: &CStr, options: &str, attributes: u64) -> io::Result<OwnedFd> {
-    let file_system = FileSystem::open(kind)?;
+fn make(spec: &MountSpec, kind: &CStr, options: &str, attributes: u64) -> Result<OwnedFd, Failure> {
+    let file_system = FileSystem::open(kind).step(|| step(spec, kind))?;
+    let configured = configure(&file_system, kind, options).and_then(|()| file_system.mount(attributes));
+    configured.map_err(|source| Failure::of_file_system(step(spec, kind), source, &file_system))
+}
+
+fn configure(file_system: &FileSystem, kind: &CStr, options: &str) -> io::Result<()> {
     // What the first column of a mount table shows.
-    file_system.option("source", OsStr::new(kind.to_str().unwrap_or("none")))?;
+    file_system.option("source", OsStr::from_bytes(kind.to_bytes()))?;
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option.split_once('=') {
             Some((key, value)) => file_system.option(key, OsStr::new(value))?,
             None => file_system.flag(option)?,
         }
     }
-    file_system.mount(attributes)
+    Ok(())
 }
 
 /// proc and sysfs must be where they say: through a link in the image they would be somewhere else, and the masks
 /// that are laid over them afterwards with them (CVE-2019-19921, CVE-2023-27561).
-fn attach_kernel_view(
-    root: BorrowedFd<'_>,
-    spec: &MountSpec,
-    name: &str,
-    made: io::Result<OwnedFd>,
-) -> Result<(), Failure> {
-    let step = || format!("mount {name} on {}", spec.target.display());
-    let tree = made.step(step)?;
+fn attach_kernel_view(root: BorrowedFd<'_>, spec: &MountSpec, kind: &CStr) -> Result<(), Failure> {
+    let step = || step(spec, kind);
+    let tree = make(spec, kind, "", bind::attributes(spec))?;
     let place = match target::resolve_without_links(root, &spec.target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             target::resolve_or_create(root, &spec.target, Missing::Directory)
@@ -106,22 +110,16 @@ fn attach_kernel_view(
     mount::attach(tree.as_fd(), place.step(step)?.as_fd()).step(step)
 }
 
-fn attach_made(root: BorrowedFd<'_>, spec: &MountSpec, name: &str, made: io::Result<OwnedFd>) -> Result<(), Failure> {
-    attach_tree(root, spec, name, made).map(drop)
+fn attach_new(root: BorrowedFd<'_>, spec: &MountSpec, kind: &CStr, options: &str) -> Result<(), Failure> {
+    let tree = make(spec, kind, options, bind::attributes(spec))?;
+    attach_tree(root, spec, kind, tree.as_fd())
 }
 
-fn attach_tree(
-    root: BorrowedFd<'_>,
-    spec: &MountSpec,
-    name: &str,
-    made: io::Result<OwnedFd>,
-) -> Result<OwnedFd, Failure> {
-    let step = || format!("mount {name} on {}", spec.target.display());
-    let tree = made.step(step)?;
+fn attach_tree(root: BorrowedFd<'_>, spec: &MountSpec, kind: &CStr, tree: BorrowedFd<'_>) -> Result<(), Failure> {
+    let step = || step(spec, kind);
     let place = target::resolve_or_create(root, &spec.target, Missing::Directory).step(step)?;
     refuse_proc(place.as_fd(), spec, false)?;
-    mount::attach(tree.as_fd(), place.as_fd()).step(step)?;
-    Ok(tree)
+    mount::attach(tree, place.as_fd()).step(step)
 }
 
 fn attach_bind(root: BorrowedFd<'_>, spec: &MountSpec, source: &Path, opened: bind::Source) -> Result<(), Failure> {
@@ -149,7 +147,8 @@ fn attach_bind(root: BorrowedFd<'_>, spec: &MountSpec, source: &Path, opened: bi
 }
 
 /// Files of procfs that may be covered by a bind: those that lxcfs and the like replace with the container's view.
-const COVERABLE: [&str; 11] = [
+const COVERABLE: [&str; 12] = [
+    "proc/cmdline",
     "proc/cpuinfo",
     "proc/diskstats",
     "proc/loadavg",

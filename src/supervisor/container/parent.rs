@@ -140,7 +140,12 @@ fn clone_in_pid_namespace(
     let child = clone();
     // Every later child of the supervisor would be born in there too.
     let back = session::join(own, namespace::PID).step(|| "return to the own PID namespace");
-    let child = child.step(|| "clone")?;
+    let child = child.map_err(|source| {
+        // The kernel's word for a namespace whose first process has ended (pid_namespaces(7)).
+        let gone = source.kind() == io::ErrorKind::OutOfMemory;
+        let failure = Failure { source: Some(source), ..Failure::refused("clone", "") };
+        Failure { message: gone.then(|| format!("{name} has ended, or memory is short")), ..failure }
+    })?;
     if let Err(failure) = back {
         // Ignored: it may have ended, and is reaped like any other child.
         let _ = pidfd::send_signal(child.pidfd.as_fd(), KILL);

@@ -27,18 +27,19 @@ pub(super) fn mount_overlay(spec: &RootfsSpec) -> Result<OwnedFd, Failure> {
     let step = || format!("mount overlay on {}", spec.target.display());
     let target = mount::open_place(&spec.target).step(step)?;
     let file_system = FileSystem::open(c"overlay").step(step)?;
-    match configure(&file_system, spec) {
-        Ok(()) => {}
-        // An overlay before Linux 6.8 takes its layers as one string only.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => return mount_by_string(spec).step(step),
-        Err(error) => return Err(error).step(step),
+    match configure(&file_system, spec).and_then(|()| file_system.mount(0)) {
+        Ok(root) => {
+            mount::attach(root.as_fd(), target.as_fd()).step(step)?;
+            Ok(root)
+        }
+        Err(source) => {
+            let failure = Failure::of_file_system(step(), source, &file_system);
+            // An overlay before Linux 6.8 takes its layers as one string only. Where that fails as well, the first
+            // failure is the one that says more.
+            let is_old = failure.source.as_ref().is_some_and(|source| source.kind() == io::ErrorKind::InvalidInput);
+            if is_old { mount_by_string(spec).map_err(|_| failure) } else { Err(failure) }
+        }
     }
-    let root = file_system.mount(0).map_err(|source| Failure {
-        message: file_system.complaint().map(|complaint| format!("{}: {complaint}", super::error::describe(&source))),
-        ..Err::<(), _>(source).step(step).unwrap_err()
-    })?;
-    mount::attach(root.as_fd(), target.as_fd()).step(step)?;
-    Ok(root)
 }
 
 fn configure(file_system: &FileSystem, spec: &RootfsSpec) -> io::Result<()> {
@@ -48,11 +49,9 @@ fn configure(file_system: &FileSystem, spec: &RootfsSpec) -> io::Result<()> {
     }
     set_path(file_system, "upperdir", &spec.upper, true)?;
     set_path(file_system, "workdir", &spec.work, true)?;
-    // The writable directory lives and dies with the attempt, so nothing in it needs to survive a crash. Without
-    // `volatile` the end of the last process in it would sync the whole file system it is on.
-    // A kernel that does not know the option (before 5.10) syncs; that is slower and otherwise the same.
-    let _ = file_system.flag("volatile");
-    Ok(())
+    // The writable directory lives and dies with the attempt, so nothing in it needs to survive a crash. Without this
+    // option (Linux 5.10) the end of the last process in it would sync the whole file system it is on.
+    file_system.flag("volatile")
 }
 
 /// Sets an option to a path. One that is longer than the kernel takes is named by a descriptor, which may be closed
@@ -94,6 +93,7 @@ fn options(layers: impl Iterator<Item = OsString>, spec: &RootfsSpec) -> OsStrin
         options.push(key);
         options.push(escaped(path, b"\\,"));
     }
+    options.push(",volatile");
     options
 }
 
@@ -111,7 +111,39 @@ fn escaped(path: &Path, special: &[u8]) -> OsString {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::PathBuf};
+
     use super::*;
+    use crate::sys::session::{self, namespace};
+
+    #[test]
+    #[ignore = "rootful: run by make test with --include-ignored"]
+    fn layers_can_be_given_as_a_string_however_many_they_are() {
+        // A thread may have a mount namespace of its own; the others stay where they are.
+        let mounting = std::thread::spawn(|| {
+            session::leave(namespace::MOUNT).unwrap();
+            mount::make_all_slave().unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            for count in [2, 60] {
+                let path = |name: &str| {
+                    let path = directory.path().join(format!("{count}-{}-{name}", "x".repeat(100)));
+                    fs::create_dir(&path).unwrap();
+                    path
+                };
+                let lower: Vec<PathBuf> = (0..count).map(|layer| path(&format!("a:b,{layer}"))).collect();
+                fs::write(lower[count - 1].join("lowest"), "").unwrap();
+                let (upper, work, target) = (path("upper"), path("work"), path("target"));
+                let spec = RootfsSpec { lower, upper, work, target, readonly: false };
+                mount_by_string(&spec).unwrap();
+                assert!(spec.target.join("lowest").exists());
+                fs::write(spec.target.join("new"), "").unwrap();
+                assert!(spec.upper.join("new").exists());
+                // The directories go while the namespace, which this thread takes along, still has the mounts.
+                nix::mount::umount2(&spec.target, nix::mount::MntFlags::MNT_DETACH).unwrap();
+            }
+        });
+        mounting.join().unwrap();
+    }
 
     #[test]
     fn options_escape_what_overlayfs_gives_a_meaning() {
@@ -123,6 +155,9 @@ mod tests {
             readonly: false,
         };
         let options = options(spec.lower.iter().map(|layer| escaped(layer, b"\\:,")), &spec);
-        assert_eq!(options, "lowerdir=/layers/a\\:b:/layers/c\\,d,upperdir=/pods/x\\\\y/upper,workdir=/pods/work");
+        assert_eq!(
+            options,
+            "lowerdir=/layers/a\\:b:/layers/c\\,d,upperdir=/pods/x\\\\y/upper,workdir=/pods/work,volatile"
+        );
     }
 }
