@@ -131,6 +131,18 @@ pub(crate) fn delete(socket: &mut Socket, names: &[String]) -> Result<(), Reques
     }
 }
 
+/// Deletes a link and returns once it is gone from sight, together with its peer: out of the bridge, out of both
+/// namespaces, its name free. The kernel answers a deletion only when the last reader is done with it and it
+/// could free the memory, some 10 to 40 ms later (`netdev_run_todo`); what ECHO asks for comes as soon as the
+/// link is unlisted (Linux 6.2; earlier ones do not echo, and this waits for all of it).
+pub(crate) fn delete_from_sight(socket: Socket, name: &str) -> Result<(), RequestError> {
+    let message = RouteNetlinkMessage::DelLink(LinkUnspec::new_with_name(name).build());
+    match socket.first_answer(Request::new(message, NLM_F_ECHO)) {
+        Err(error) if !error.is(Errno::ENODEV) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a bridge, still down, with a hardware address of its own: the address of a bridge without one follows
 /// its ports, and every pod would have to learn it anew.
 pub(crate) fn create_bridge(name: &str, mac: MacAddress, mtu: u32) -> RouteRequest {
