@@ -26,6 +26,10 @@ use crate::{
     netlink::{Request, RequestError, Socket},
 };
 
+/// Queues of a veth, each way. The kernel's default is one per processor, each with its directory in sysfs to be
+/// made and removed; as a veth sends without a queue discipline and without a lock, more than one gains nothing.
+const QUEUES: u32 = 1;
+
 pub(crate) type RouteRequest = Request<RouteNetlinkMessage>;
 
 /// The loopback interface is the first of every network namespace (`LOOPBACK_IFINDEX`, include/net/flow.h).
@@ -165,11 +169,15 @@ pub(crate) fn create_pair(lease: &Lease, namespace: BorrowedFd<'_>, bridge: u32,
         .address(lease.mac.0.to_vec())
         .mtu(mtu)
         .setns_by_fd(namespace.as_raw_fd())
+        .append_extra_attribute(LinkAttribute::NumTxQueues(QUEUES))
+        .append_extra_attribute(LinkAttribute::NumRxQueues(QUEUES))
         .build();
     let message = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(lease.host_interface.as_str())
         .mtu(mtu)
         .controller(bridge)
+        .append_extra_attribute(LinkAttribute::NumTxQueues(QUEUES))
+        .append_extra_attribute(LinkAttribute::NumRxQueues(QUEUES))
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
         .up()
         .build();
