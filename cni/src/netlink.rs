@@ -14,6 +14,7 @@ use std::{
     ops::{Deref, DerefMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::{Mutex, PoisonError},
+    thread,
 };
 
 use netlink_packet_core::{
@@ -23,6 +24,7 @@ use netlink_packet_core::{
 use nix::{
     errno::Errno,
     sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, setsockopt, sockopt},
+    sys::time::{TimeVal, TimeValLike},
 };
 
 use crate::netns;
@@ -246,6 +248,42 @@ impl Socket {
         }
         self.dirty = false;
         Ok(replies)
+    }
+
+    /// Sends one request from a thread of its own and returns with the kernel's first answer, while the kernel may
+    /// still be busy with the request. The socket ends with it.
+    pub(crate) fn first_answer<M>(mut self, request: Request<M>) -> Result<(), RequestError>
+    where
+        M: NetlinkSerializable,
+    {
+        // Only for the case that the sending fails and no answer ever comes.
+        let patience = TimeVal::seconds(10);
+        let failed = |step| move |errno: Errno| RequestError::Socket(step, errno.into());
+        setsockopt(&self.descriptor, sockopt::ReceiveTimeout, &patience).map_err(failed("set the timeout of"))?;
+        let mut bytes = Vec::new();
+        append(&mut bytes, request.message, NLM_F_REQUEST | NLM_F_ACK | request.flags, 1);
+        let sender = self.descriptor.try_clone().map_err(|error| RequestError::Socket("duplicate", error))?;
+        let send = move || loop {
+            if socket::send(sender.as_raw_fd(), &bytes, MsgFlags::empty()) != Err(Errno::EINTR) {
+                return;
+            }
+        };
+        // It only waits in the kernel.
+        thread::Builder::new()
+            .name("netlink".to_owned())
+            .stack_size(64 * 1024)
+            .spawn(send)
+            .map_err(|error| RequestError::Socket("start a thread for", error))?;
+        let length = self.receive(MsgFlags::empty()).map_err(failed("receive"))?;
+        for frame in frames(&self.buffer[..length]) {
+            let frame = frame.map_err(RequestError::Malformed)?;
+            if frame.kind == NLMSG_ERROR
+                && let (Some(errno), message) = frame.acknowledgement().map_err(RequestError::Malformed)?
+            {
+                return Err(RequestError::Refused(vec![Refusal { request: 0, errno, message }]));
+            }
+        }
+        Ok(())
     }
 
     /// Lists what `message` asks for, again from the start when the list changed on the way.

@@ -317,10 +317,11 @@ impl Network {
         self.host()?;
         let mut errors = Vec::new();
         let name = lease::host_interface(&self.config.bridge, owner);
-        match self.route.take() {
-            Ok(mut route) => errors.extend(
-                link::delete(&mut route, std::slice::from_ref(&name)).map_err(failed(format!("delete {name}"))).err(),
-            ),
+        match Socket::open(Family::Route) {
+            Ok(route) => {
+                let deleted = link::delete_from_sight(route, &name);
+                errors.extend(deleted.map_err(failed(format!("delete {name}"))).err());
+            }
             Err(error) => errors.push(NetworkError::Socket(error)),
         }
         let mut table = lock(&self.table);
