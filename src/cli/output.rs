@@ -154,9 +154,9 @@ mod tests {
         columns.row(["a-long-name".to_owned(), "0/1".to_owned(), String::new()]);
         columns.row(["evil\u{1b}[2J\n".to_owned(), "0/1".to_owned(), "1d".to_owned()]);
         let expected = "\
-NAME               READY   AGE
-web                1/1     5s
-a-long-name        0/1
+NAME              READY   AGE
+web               1/1     5s
+a-long-name       0/1
 evil\\u{1b}[2J\\n   0/1     1d
 ";
         assert_eq!(columns.finish(), expected);
