@@ -34,7 +34,7 @@ fn view(image: &Image) -> ImageView {
 fn error(error: ImageError) -> NodeError {
     let message = error.message();
     match error {
-        ImageError::NotFound(_) => NodeError::NotFound(message),
+        ImageError::NotPresent { .. } => NodeError::NotFound(message),
         ImageError::InUse { .. } => NodeError::Conflict(message),
         _ => NodeError::Internal(message),
     }

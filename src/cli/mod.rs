@@ -1,6 +1,7 @@
 //! The command line: arguments, then what each command does. The agent runs in [`node`]; every other command asks it
 //! over its sockets.
 
+pub mod agent;
 pub mod args;
 pub mod client;
 mod columns;
@@ -8,6 +9,7 @@ mod containers;
 pub mod doctor;
 mod exec;
 pub mod exit;
+mod image_adapter;
 mod images;
 pub mod node;
 pub mod output;

@@ -126,6 +126,8 @@ pub struct LaunchInput<'a> {
     pub container: ContainerRef<'a>,
     /// Attempt, from 0.
     pub attempt: u32,
+    /// Generation of the sandbox it is for.
+    pub generation: u32,
     /// Its image.
     pub image: &'a ImageFacts,
     /// Host name of the pod (the node's with hostNetwork), for HOSTNAME.
@@ -201,6 +203,7 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
 
     Ok(LaunchSpec {
         version: VERSION,
+        generation: input.generation,
         id: process::container_id(&pod_uid, container.name(), input.attempt),
         pod_uid,
         container: container.name().to_owned(),

@@ -75,6 +75,7 @@ fn launch(
         pod: &pod,
         container: ContainerRef::find(&pod, container).unwrap(),
         attempt: 2,
+        generation: 1,
         image,
         hostname: "web",
         pod_ips: &[Ipv4Addr::new(10, 0, 0, 2).into()],

@@ -1,4 +1,4 @@
-//! The agent's side of a sandbox: starting its supervisor, and talking to it.
+//! The agent's side of a sandbox: what its supervisor is told, worked out from a pod, and how it is started and talked to.
 
 pub mod client;
 pub mod spawn;

@@ -10,6 +10,8 @@ use crate::supervisor::spec::{CgroupPlacement, SandboxSpec, VERSION};
 pub struct SandboxInput<'a> {
     /// An admitted pod, with its defaults.
     pub pod: &'a Pod,
+    /// Counts the pod's sandboxes, from 1.
+    pub generation: u32,
     /// Host name (`network::hostname`); without effect with hostNetwork.
     pub hostname: &'a str,
     /// NIS domain name; empty leaves it alone.
@@ -22,7 +24,7 @@ pub struct SandboxInput<'a> {
 
 /// The namespaces of a pod and what is set in them. An error is final: the pod can never run on this node.
 pub fn sandbox_spec(input: SandboxInput<'_>) -> Result<SandboxSpec, ConfigError> {
-    let SandboxInput { pod, hostname, domainname, cgroup, allowed_unsafe_sysctls } = input;
+    let SandboxInput { pod, generation, hostname, domainname, cgroup, allowed_unsafe_sysctls } = input;
     let spec = pod.spec.as_ref();
     let set = |field: Option<bool>| field == Some(true);
     let host_network = spec.is_some_and(|spec| set(spec.host_network));
@@ -30,6 +32,7 @@ pub fn sandbox_spec(input: SandboxInput<'_>) -> Result<SandboxSpec, ConfigError>
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     Ok(SandboxSpec {
         version: VERSION,
+        generation,
         pod_uid: text(&metadata.uid),
         pod: format!("{}/{}", text(&metadata.namespace), text(&metadata.name)),
         hostname: hostname.to_owned(),
@@ -59,7 +62,7 @@ mod tests {
         let pod = json!({"metadata": {"name": "web", "namespace": "prod", "uid": "u"}, "spec": spec});
         let pod = serde_json::from_value(pod).unwrap();
         let cgroup = CgroupPlacement::default();
-        sandbox_spec(SandboxInput { pod: &pod, hostname: "web", domainname: "", cgroup, allowed_unsafe_sysctls: &[] })
+        sandbox_spec(SandboxInput { pod: &pod, generation: 1, hostname: "web", domainname: "", cgroup, allowed_unsafe_sysctls: &[] })
     }
 
     #[test]

@@ -111,15 +111,14 @@ impl Shared {
     pub fn sandbox_spec(&self, pod: &Pod, generation: u32, cgroup: CgroupPlacement) -> Result<SandboxSpec, ActionError> {
         let names = network::names(pod, &self.config.node_name, &self.config.cluster_domain)
             .map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))?;
-        let mut spec = sandbox_spec(SandboxInput {
+        Ok(sandbox_spec(SandboxInput {
             pod,
+            generation,
             hostname: &names.hostname,
             domainname: "",
             cgroup,
             allowed_unsafe_sysctls: &self.config.allowed_unsafe_sysctls,
-        })?;
-        spec.generation = generation;
-        Ok(spec)
+        })?)
     }
 
     /// One attempt. Its cgroup is made here, because the record has to say where it is.
@@ -147,6 +146,7 @@ impl Shared {
             pod,
             container: attempt.container,
             attempt: attempt.number,
+            generation: attempt.generation,
             image: &facts,
             hostname: &names.hostname,
             pod_ips: attempt.pod_ips,
@@ -158,7 +158,6 @@ impl Shared {
             options: &self.launch,
             seccomp: &|choice, capabilities| self.seccomp(choice, capabilities),
         })?;
-        spec.generation = attempt.generation;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         spec.cgroup = self
             .cgroups
@@ -193,3 +192,16 @@ pub fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
 
 /// How long killing everything in a cgroup may take before it is said to have failed and tried again later.
 pub const KILL: Duration = Duration::from_secs(10);
+
+impl Shared {
+    /// x
+    pub fn write_etc(&self, pod: &Pod, dirs: &PodDirs, ips: &[IpAddr]) -> Result<(), ActionError> {
+        let e = dirs.etc();
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        std::fs::write(e.join("hosts"), format!("127.0.0.1\tlocalhost\n{}\t{name}\n", ips[0])).unwrap();
+        std::fs::write(e.join("hostname"), format!("{name}\n")).unwrap();
+        std::fs::write(e.join("resolv.conf"), "").unwrap();
+        Ok(())
+    }
+    fn seccomp(&self, _c: &crate::runtime::security::SeccompChoice, _m: u64) -> Result<Vec<u64>, Box<dyn std::error::Error + Send + Sync>> { Ok(vec![]) }
+}

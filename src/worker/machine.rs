@@ -7,11 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::{
-    ifaddrs::getifaddrs,
-    net::if_::InterfaceFlags,
-    sys::{statvfs::statvfs, utsname::uname},
-};
+use caps::CapSet;
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::statvfs::statvfs};
 
 use crate::{
     api::{quantity::Quantity, resources::CPU, resources::EPHEMERAL_STORAGE, resources::MEMORY},
@@ -118,7 +115,8 @@ pub fn facts(config: &NodeConfig, allocatable: &Allocatable) -> NodeFacts {
     }
 }
 
-/// Release of the kernel, for messages.
-pub fn kernel() -> String {
-    uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+/// The agent's own bounding set (bit mask): the most that any container can get.
+pub fn bounding_set() -> u64 {
+    let bounding = caps::read(None, CapSet::Bounding).unwrap_or_default();
+    bounding.into_iter().fold(0, |mask, capability| mask | capability.bitmask())
 }

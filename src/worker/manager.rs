@@ -33,6 +33,9 @@ pub trait Hosts: Send + Sync + 'static {
 
     /// Whether the node takes a new pod, next to those it has.
     fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection>;
+
+    /// The pods there are now, after a change.
+    fn changed(&self, _pods: &[&Pod]) {}
 }
 
 /// A pod found on this machine at start.
@@ -159,6 +162,9 @@ impl Manager {
             self.start(pod, seen);
         }
         self.waiting.retain(|uid| desired.pods.contains_key(uid));
+        let pods: Vec<&Pod> =
+            self.running.values().filter(|running| !running.rejected).map(|running| &*running.record.pod).collect();
+        self.hosts.changed(&pods);
     }
 
     fn start(&mut self, desired: &DesiredPod, seen: Instant) {

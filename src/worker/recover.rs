@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::{
     execute::{Host, running_state},
-    host::{PodEvent, PodHost},
+    host::PodHost,
     inputs::KILL,
     manager::{EVENTS, Recovered},
     record::PodRecord,

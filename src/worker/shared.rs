@@ -1,27 +1,41 @@
 //! What all pods of the node share: the stores, the network, the cgroups, the configuration.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use berth_cni::Network;
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::{
     execute::Host,
     host::{PodEvent, PodHost},
+    machine,
     manager::Hosts,
     record::PodRecord,
+    run::StartError,
 };
 use crate::{
-    api::unsupported::{Consequence, unsupported},
-    cgroup::Cgroups,
+    api::{
+        qos::{QosClass, qos_class},
+        resources::{CPU, pod_requests},
+        unsupported::{Consequence, unsupported},
+    },
+    cgroup::{Cgroups, Layout},
     config::NodeConfig,
-    image::ImageStore,
+    image::{Credentials, Image, ImageConfig, ImageError, ImageStore, Mirror, RegistryConfig},
     pod::{
         Rejection,
         admission::{self, NodeFacts},
     },
-    runtime::{downward::Allocatable, spawn::SealedBinary},
+    runtime::{
+        downward::Allocatable,
+        launch::{CgroupVersion, LaunchOptions},
+        spawn::SealedBinary,
+    },
 };
 
 /// Shared by all pods.
@@ -38,14 +52,18 @@ pub struct Shared {
     pub binary: SealedBinary,
     /// Addresses of the node, the first one primary.
     pub host_ips: Vec<IpAddr>,
-    /// What the node has for pods.
-    pub allocatable: Allocatable,
     /// Bytes of memory of the machine.
     pub memory: u64,
     /// What admission knows of the node.
     pub facts: NodeFacts,
-    /// Bit mask of the agent's own bounding set: what a privileged container gets.
-    pub capabilities: u64,
+    /// What is the same for all containers.
+    pub launch: LaunchOptions,
+    /// Pulls that may go on at once.
+    pulls: Semaphore,
+    /// What has been said already.
+    warned: Mutex<HashSet<String>>,
+    /// Sum of the requests of Burstable pods that was set last.
+    burstable: Mutex<Option<u64>>,
 }
 
 /// Makes hands for pods.
@@ -60,6 +78,10 @@ impl Hosts for RealHosts {
         let refused: Vec<_> =
             unsupported(pod).into_iter().filter(|issue| issue.consequence == Consequence::Refused).collect();
         admission::admit(pod, others, &self.0.facts, &refused)
+    }
+
+    fn changed(&self, pods: &[&Pod]) {
+        self.0.set_burstable(pods);
     }
 }
 
@@ -83,7 +105,7 @@ impl Shared {
             ephemeral_storage: machine::file_system_size(&config.layout.root),
         };
         let facts = machine::facts(&config, &allocatable);
-        let capabilities = crate::sys::caps::bounding_set();
+        let capabilities = machine::bounding_set();
         let launch = LaunchOptions {
             seccomp_default: config.seccomp_default,
             seccomp_root: config.seccomp_root.clone(),
@@ -114,7 +136,6 @@ impl Shared {
             launch,
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),
-            resolver: Mutex::default(),
             burstable: Mutex::default(),
             config,
         })
@@ -170,7 +191,7 @@ fn image_config(config: &NodeConfig) -> ImageConfig {
             Credentials::Basic { username, password: password.unwrap_or_default().trim_end().to_owned() }
         });
         let settings = RegistryConfig {
-            plain_http: registry.plain_http.then_some(true),
+            plain_http: registry.plain_http,
             ca_file: registry.ca_file.clone(),
             mirrors: registry.mirrors.iter().map(|url| Mirror { url: url.clone() }).collect(),
             credentials,
