@@ -82,7 +82,7 @@ pub(super) fn run(
     }
 
     // The host's file systems are gone with this.
-    mount::enter_root(root.as_fd()).step(|| format!("pivot_root into {}", spec.rootfs.target.display()))?;
+    rootfs::enter(root.as_fd(), &spec.rootfs)?;
     reporter.stage("mounts");
 
     if let (Some(terminal), Some(socket)) = (terminal, &console) {

@@ -13,6 +13,7 @@
 //!   an image can redirect it between check and use.
 //! - The child is never dumpable, holds no descriptor of the supervisor beyond what it needs, and its executable is
 //!   the supervisor's sealed memfd.
+//! - Linux 5.12 is the oldest that will do (mount_setattr); what later ones do better has a fallback.
 //! - The caller is single-threaded, so that ordinary code may run in the child.
 
 mod bind;
