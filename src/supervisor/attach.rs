@@ -123,6 +123,11 @@ impl Attachment {
         Written::All
     }
 
+    /// Everything has been written.
+    pub fn is_drained(&self) -> bool {
+        self.stdout.iter().chain(&self.stderr).all(|sink| sink.queue.is_empty())
+    }
+
     /// No more input is taken.
     pub fn close_input(&mut self) {
         self.input = None;

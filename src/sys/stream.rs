@@ -122,9 +122,11 @@ impl Lent {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let (number, data, length) = (self.descriptor().as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
         // SAFETY: the kernel only reads `bytes`, which outlive the call.
-        let written = match self {
-            Lent::Reopened(_) => unsafe { libc::write(number, data, length) },
-            Lent::Socket(_) => unsafe { libc::send(number, data, length, flags) },
+        let written = unsafe {
+            match self {
+                Lent::Reopened(_) => libc::write(number, data, length),
+                Lent::Socket(_) => libc::send(number, data, length, flags),
+            }
         };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(written as usize) }
     }

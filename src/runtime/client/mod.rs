@@ -5,6 +5,8 @@
 
 mod error;
 mod link;
+#[cfg(test)]
+mod tests;
 
 use std::{io, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
@@ -287,7 +289,13 @@ impl Supervisor {
     pub async fn shutdown(&self) -> Result<(), ClientError> {
         match self.done("shut down", Call::Shutdown, &[], SHUTDOWN).await {
             // It answers and ends: which of the two is seen first does not matter.
-            Ok(()) | Err(ClientError::Gone) => link::within("shut down", CALL, async { Ok(self.ended().await) }).await,
+            Ok(()) | Err(ClientError::Gone) => {
+                let ended = async {
+                    self.ended().await;
+                    Ok(())
+                };
+                link::within("shut down", CALL, ended).await
+            }
             Err(error) => Err(error),
         }
     }
