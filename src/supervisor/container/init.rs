@@ -85,6 +85,7 @@ pub(super) fn run(
     rootfs::enter(root.as_fd(), &spec.rootfs)?;
     reporter.stage("mounts");
 
+    let has_own_terminal = terminal.is_some();
     if let (Some(terminal), Some(socket)) = (terminal, &console) {
         terminal.take(socket.as_fd())?;
     }
@@ -93,6 +94,6 @@ pub(super) fn run(
     let command = Command::new(&spec.args, &spec.env, &identity.home)?;
     reporter.stage("user");
 
-    let program = Program { spec, command, identity, directory: (directory, &spec.cwd) };
+    let program = Program { spec, command, identity, directory: (directory, &spec.cwd), has_own_terminal };
     finish::execute(&program, reporter)
 }
