@@ -293,6 +293,15 @@ pub fn enter_root(root: BorrowedFd<'_>) -> io::Result<()> {
     Ok(nix::unistd::chdir("/")?)
 }
 
+/// Takes the topmost mount at `target` off, with what is mounted beneath it, at once for new look-ups and for good when
+/// the last user is gone (MNT_DETACH). A final symbolic link is not followed.
+///
+/// # Errors
+/// EINVAL when it is no mount point.
+pub fn detach(target: &Path) -> io::Result<()> {
+    Ok(nix::mount::umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?)
+}
+
 /// Opens a place on a file system without opening the file itself: not even a device or FIFO is touched.
 ///
 /// # Errors

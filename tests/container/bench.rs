@@ -2,24 +2,29 @@
 
 use std::{collections::BTreeMap, fs, time::Instant};
 
-use super::world::World;
+use berth::supervisor::spec::MountKind;
+
+use super::world::{Cgroups, World, bind, mount_spec};
 
 /// Starts `count` containers one after the other and prints the median and 99th percentile of each stage, in
 /// microseconds from the request, and of the time until the status pipe ended (execve) and the process had been reaped.
 pub fn run(count: usize) {
     let world = World::new();
     fs::write(world.image().join("etc/resolv.conf"), "").unwrap();
+    let cgroups = Cgroups::new();
     let mut times: BTreeMap<(usize, String), Vec<u64>> = BTreeMap::new();
     for _ in 0..count {
         let mut spec = world.spec("");
         spec.args = vec!["/bin/busybox".to_owned(), "true".to_owned()];
+        spec.cgroup = cgroups.placement.clone();
+        spec.mounts.push(mount_spec("/sys/fs/cgroup", MountKind::Cgroup));
         spec.no_new_privs = true;
         spec.seccomp = vec![0x0006_0000_7fff_0000];
         for name in ["hosts", "hostname", "resolv.conf", "termination-log"] {
             let file = world.directory.join(name);
             fs::write(&file, "").unwrap();
             let place = if name == "termination-log" { "/dev" } else { "/etc" };
-            spec.mounts.push(super::world::bind(&file, &format!("{place}/{name}")));
+            spec.mounts.push(bind(&file, &format!("{place}/{name}")));
         }
         let context = world.context();
         let received = Instant::now();

@@ -2,7 +2,11 @@
 
 use std::fs;
 
-use berth::supervisor::{container::StatusOutcome, spec::UserSpec};
+use berth::{
+    supervisor::{container::StatusOutcome, spec::UserSpec},
+    sys::{caps, pidfd::Ended, session},
+};
+use nix::libc;
 
 use super::{
     Case,
@@ -93,10 +97,10 @@ fn another_user_has_none_but_the_bounding_set() {
 
 fn a_capability_that_nobody_has_is_a_warning() {
     let world = World::new();
-    let own = berth::sys::caps::get().unwrap();
+    let own = caps::get().unwrap();
     // CAP_SYS_BOOT given up here stands for any that the supervisor lacks.
     let without = own.permitted & !(1 << 22);
-    berth::sys::caps::set(berth::sys::caps::Sets { effective: without, permitted: without, inheritable: 0 }).unwrap();
+    caps::set(caps::Sets { effective: without, permitted: without, inheritable: 0 }).unwrap();
     let mut spec = world.spec("cat /proc/self/status");
     spec.capabilities = DEFAULT_CAPABILITIES | 1 << 22;
     let outcome = world.run_spec(spec);
@@ -109,7 +113,7 @@ fn no_new_privs_and_seccomp_are_in_force() {
     let world = World::new();
     let mut spec = world.spec("cat /proc/self/status; mkdir /made 2>&1 | grep -o 'not permitted'");
     spec.no_new_privs = true;
-    spec.seccomp = refusing(&[nix::libc::SYS_mkdirat, MKDIR]);
+    spec.seccomp = refusing(&[libc::SYS_mkdirat, MKDIR]);
     spec.user = UserSpec { uid: Some(1000), ..UserSpec::default() };
     let printed = world.run_spec(spec).printed();
     assert_eq!((field(&printed, "NoNewPrivs"), field(&printed, "Seccomp")), ("1", "2"));
@@ -118,15 +122,15 @@ fn no_new_privs_and_seccomp_are_in_force() {
 }
 
 #[cfg(target_arch = "x86_64")]
-const MKDIR: i64 = nix::libc::SYS_mkdir;
+const MKDIR: i64 = libc::SYS_mkdir;
 #[cfg(not(target_arch = "x86_64"))]
-const MKDIR: i64 = nix::libc::SYS_mkdirat;
+const MKDIR: i64 = libc::SYS_mkdirat;
 
 fn a_filter_without_no_new_privs_is_loaded_too() {
     let world = World::new();
     for uid in [0, 1000] {
         let mut spec = world.spec("cat /proc/self/status");
-        spec.seccomp = refusing(&[nix::libc::SYS_mkdirat, MKDIR]);
+        spec.seccomp = refusing(&[libc::SYS_mkdirat, MKDIR]);
         spec.user = UserSpec { uid: Some(uid), ..UserSpec::default() };
         let status = world.run_spec(spec).printed();
         assert_eq!((field(&status, "NoNewPrivs"), field(&status, "Seccomp")), ("0", "2"), "{uid}");
@@ -142,10 +146,10 @@ fn a_filter_may_forbid_all_but_exec() {
     spec.no_new_privs = true;
     // ld [0]; jeq #execve, 0, 1; ret ALLOW; ret KILL_PROCESS
     spec.seccomp =
-        vec![0x0020_0000_0000_0000, 0x0015_0001_0000_0000 | nix::libc::SYS_execve as u64, ALLOW, 0x0006_0000_8000_0000];
+        vec![0x0020_0000_0000_0000, 0x0015_0001_0000_0000 | libc::SYS_execve as u64, ALLOW, 0x0006_0000_8000_0000];
     let outcome = world.run_spec(spec);
     assert!(matches!(outcome.status, StatusOutcome::Started { .. }), "{outcome:?}");
-    assert_eq!(outcome.ended, berth::sys::pidfd::Ended::Signaled(31));
+    assert_eq!(outcome.ended, Ended::Signaled(31));
 }
 
 fn users_and_groups_are_looked_up_by_name() {
@@ -188,7 +192,7 @@ fn a_read_only_root_is_read_only() {
 fn limits_and_working_directory_are_set() {
     let world = World::new();
     let mut spec = world.spec("ulimit -n; ulimit -Hn; ulimit -c; pwd; umask");
-    let (_, hard) = berth::sys::session::limit(7).unwrap();
+    let (_, hard) = session::limit(7).unwrap();
     spec.rlimits = vec![(7, 512, 513), (4, 0, u64::MAX)];
     spec.cwd = "/srv/app".into();
     spec.user = UserSpec { uid: Some(1000), ..UserSpec::default() };
@@ -199,7 +203,7 @@ fn limits_and_working_directory_are_set() {
     spec.rlimits = vec![(7, hard + 1, hard + 1)];
     let outcome = world.run_spec(spec);
     let StatusOutcome::Started { warnings, .. } = &outcome.status else { panic!("{outcome:?}") };
-    let may_raise = berth::sys::caps::get().unwrap().effective & 1 << 24 != 0;
+    let may_raise = caps::get().unwrap().effective & 1 << 24 != 0;
     assert_eq!(warnings.iter().filter(|warning| warning.contains("resource limit 7")).count(), usize::from(!may_raise));
     let expected = if may_raise { hard + 1 } else { hard };
     assert_eq!(outcome.printed(), format!("{expected}\n"));

@@ -1,11 +1,22 @@
 //! Images, volumes and specs that try to reach the host, after the vulnerabilities that other runtimes had.
 
 use std::{
-    fs,
-    os::unix::fs::{MetadataExt, symlink},
+    fs::{self, File},
+    io::Read,
+    os::{
+        fd::AsFd,
+        unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
+    },
+    process::Command,
 };
 
-use berth::supervisor::spec::{MountKind, MountSpec};
+use berth::{
+    supervisor::{
+        container::{self, ChildStdio, StatusOutcome, decode_status},
+        spec::{LaunchSpec, MountKind, MountSpec, PidMode, StartError},
+    },
+    sys::{memfd, mount, openat2, pidfd},
+};
 
 use super::{
     Case,
@@ -22,7 +33,7 @@ pub const CASES: &[Case] = &[
     ("a_swapped_dev_null_is_not_used_for_masking", a_swapped_dev_null_is_not_used_for_masking),
     ("a_console_link_is_not_followed", a_console_link_is_not_followed),
     ("a_pts_that_is_no_devpts_is_refused", a_pts_that_is_no_devpts_is_refused),
-    ("the_supervisor_s_program_cannot_be_reached", the_supervisor_s_program_cannot_be_reached),
+    ("the_supervisor_s_program_cannot_be_changed", the_supervisor_s_program_cannot_be_changed),
     ("targets_through_links_stay_inside", targets_through_links_stay_inside),
 ];
 
@@ -62,8 +73,8 @@ fn a_missing_sub_path_is_made_like_its_volume() {
     let world = World::new();
     let volume = world.directory.join("volume");
     fs::create_dir(&volume).unwrap();
-    std::os::unix::fs::chown(&volume, Some(1000), Some(2000)).unwrap();
-    fs::set_permissions(&volume, std::os::unix::fs::PermissionsExt::from_mode(0o2770)).unwrap();
+    chown(&volume, Some(1000), Some(2000)).unwrap();
+    fs::set_permissions(&volume, PermissionsExt::from_mode(0o2770)).unwrap();
     let mut spec = world.spec("stat -c '%u:%g %a' /data");
     spec.mounts.push(sub_path(&world, "new/deep"));
     assert_eq!(world.run_spec(spec).printed(), "1000:2000 2770\n");
@@ -158,9 +169,9 @@ fn a_swapped_dev_null_is_not_used_for_masking() {
     // And if the host's is not what it should be, nothing starts.
     let fake = world.directory.join("fake");
     fs::write(&fake, "").unwrap();
-    let tree = berth::sys::mount::clone_tree(as_fd(&berth::sys::mount::open_place(&fake).unwrap()), false).unwrap();
-    let null = berth::sys::mount::open_place("/dev/null".as_ref()).unwrap();
-    berth::sys::mount::attach(as_fd(&tree), as_fd(&null)).unwrap();
+    let tree = mount::clone_tree(mount::open_place(&fake).unwrap().as_fd(), false).unwrap();
+    let null = mount::open_place("/dev/null".as_ref()).unwrap();
+    mount::attach(tree.as_fd(), null.as_fd()).unwrap();
     assert_eq!(world.run("").start_error().message, "it is not the null device");
 }
 
@@ -174,14 +185,8 @@ fn a_console_link_is_not_followed() {
     // /dev/pts alone is mounted: /dev is the image's.
     spec.mounts.retain(|mount| !mount.target.starts_with("/dev") || mount.target.ends_with("pts"));
     spec.stdio.tty = true;
-    let stdio = berth::supervisor::container::ChildStdio::Terminal;
-    let spawned = berth::supervisor::container::spawn(&spec, stdio, &world.context()).unwrap();
-    let mut status = Vec::new();
-    std::io::Read::read_to_end(&mut fs::File::from(spawned.status), &mut status).unwrap();
-    let status = berth::supervisor::container::decode_status(&status);
-    let berth::supervisor::container::StatusOutcome::Failed(error) = status else { panic!("{status:?}") };
+    let error = terminal_error(&world, &spec);
     assert_eq!((error.step.as_str(), error.errno), ("bind the terminal on /dev/console", 40));
-    berth::sys::pidfd::wait(as_fd(&spawned.pidfd), true).unwrap();
 }
 
 fn a_pts_that_is_no_devpts_is_refused() {
@@ -192,30 +197,44 @@ fn a_pts_that_is_no_devpts_is_refused() {
     let mut spec = world.spec("");
     spec.mounts.retain(|mount| !mount.target.ends_with("pts"));
     spec.mounts.push(bind(&volume, "/dev/pts"));
-    let stdio = berth::supervisor::container::ChildStdio::Terminal;
-    let spawned = berth::supervisor::container::spawn(&spec, stdio, &world.context()).unwrap();
-    let mut status = Vec::new();
-    std::io::Read::read_to_end(&mut fs::File::from(spawned.status), &mut status).unwrap();
-    let status = berth::supervisor::container::decode_status(&status);
-    let berth::supervisor::container::StatusOutcome::Failed(error) = status else { panic!("{status:?}") };
+    let error = terminal_error(&world, &spec);
     assert_eq!(error.message, "it is not on a devpts file system");
-    berth::sys::pidfd::wait(as_fd(&spawned.pidfd), true).unwrap();
 }
 
-/// CVE-2019-5736: an image whose program is a link to the program that starts it.
-fn the_supervisor_s_program_cannot_be_reached() {
+/// CVE-2019-5736: an image whose program is a link to the program that starts it, which another container then opens.
+fn the_supervisor_s_program_cannot_be_changed() {
+    let own = fs::read_link("/proc/self/exe").unwrap();
+    if !own.as_os_str().as_encoded_bytes().starts_with(b"/memfd:") {
+        // As a supervisor is started: from a sealed copy of the program.
+        let copy = memfd::sealed_copy(c"sealed", &fs::File::open(own).unwrap()).unwrap();
+        let status = Command::new(openat2::name_of(copy.as_fd()))
+            .args(["--case", "the_supervisor_s_program_cannot_be_changed"])
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
     let world = World::new();
-    let own = fs::metadata("/proc/self/exe").unwrap();
-    let mut spec = world.spec("");
     symlink("/proc/self/exe", world.image().join("bin/again")).unwrap();
-    // Of a script it is the interpreter that is run: again this test's own program, seen from within.
-    fs::write(world.image().join("bin/script"), "#!/proc/self/exe\n").unwrap();
-    fs::set_permissions(world.image().join("bin/script"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    spec.args = vec!["/bin/again".to_owned(), "--list".to_owned()];
-    // It may run (the supervisor's is a sealed memory file); it must not have become another file meanwhile.
-    world.run_spec(spec);
-    let after = fs::metadata("/proc/self/exe").unwrap();
-    assert_eq!((own.ino(), own.size(), own.mtime_nsec()), (after.ino(), after.size(), after.mtime_nsec()));
+    let mut spec = world.spec("");
+    spec.args = vec!["/bin/again".to_owned(), "--hold".to_owned()];
+    spec.pid = PidMode::Host;
+    let mut program = world.start(spec, &world.context());
+    program.started();
+    let pid = program.spawned.pid;
+    assert_eq!(fs::read_link(format!("/proc/{pid}/exe")).unwrap(), fs::read_link("/proc/self/exe").unwrap());
+
+    let script = format!(
+        "exec 3</proc/{pid}/exe; echo opened; read line; (echo x > /proc/self/fd/3) 2>&1 | grep -o -e busy -e 'not permitted'"
+    );
+    let mut spec = world.spec(&script);
+    spec.pid = PidMode::Host;
+    let mut intruder = world.start(spec, &world.context());
+    assert_eq!(intruder.first_line(), "opened");
+    program.kill();
+    // Busy while anything still runs it (this process does), sealed for ever after.
+    let refusal = intruder.finish().output;
+    assert!(["busy\n", "not permitted\n"].contains(&refusal.as_str()), "{refusal:?}");
 }
 
 fn targets_through_links_stay_inside() {
@@ -234,6 +253,14 @@ fn targets_through_links_stay_inside() {
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
 }
 
-fn as_fd(descriptor: &std::os::fd::OwnedFd) -> std::os::fd::BorrowedFd<'_> {
-    std::os::fd::AsFd::as_fd(descriptor)
+/// Why a container with a terminal did not start.
+fn terminal_error(world: &World, spec: &LaunchSpec) -> StartError {
+    let spawned = container::spawn(spec, ChildStdio::Terminal, &world.context()).unwrap();
+    let mut status = Vec::new();
+    File::from(spawned.status).read_to_end(&mut status).unwrap();
+    pidfd::wait(spawned.pidfd.as_fd(), true).unwrap();
+    match decode_status(&status) {
+        StatusOutcome::Failed(error) => error,
+        status => panic!("{status:?}"),
+    }
 }

@@ -1,12 +1,20 @@
 //! What a container sees: mounts, devices, its place among processes and cgroups.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    os::{fd::AsFd, unix::fs::symlink},
+    path::PathBuf,
+};
 
-use berth::supervisor::spec::{CgroupPlacement, MountKind, Propagation, RecursiveReadOnly};
+use berth::{
+    supervisor::spec::{MountKind, MountSpec, Propagation, RecursiveReadOnly},
+    sys::mount::{self, PropagationType},
+};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::{
     Case,
-    world::{World, bind, mount_spec, mount_tmpfs},
+    world::{Cgroups, World, bind, field, mount_spec, mount_tmpfs},
 };
 
 pub const CASES: &[Case] = &[
@@ -64,7 +72,7 @@ fn binds_have_the_flags_of_the_spec_and_of_their_source() {
     (data.readonly, data.nosuid) = (true, true);
     spec.mounts.push(data);
     // The place is a link to something that does not exist, as in many images.
-    std::os::unix::fs::symlink("../run/stub-resolv.conf", world.image().join("etc/resolv.conf")).unwrap();
+    symlink("../run/stub-resolv.conf", world.image().join("etc/resolv.conf")).unwrap();
     spec.mounts.push(bind(volume.join("file"), "/etc/resolv.conf"));
     // /sys is nosuid,nodev,noexec and read-only where it was mounted so; a plain bind of it stays what it is.
     spec.mounts.push(bind("/proc/sys", "/host-sysctl"));
@@ -96,9 +104,9 @@ fn propagation_follows_the_spec() {
     let world = World::new();
     let volume = world.directory.join("volume");
     mount_tmpfs(&volume);
-    let place = berth::sys::mount::open_place(&volume).unwrap();
-    let shared = Some(berth::sys::mount::PropagationType::Shared);
-    berth::sys::mount::set_attributes(std::os::fd::AsFd::as_fd(&place), false, 0, shared).unwrap();
+    let place = mount::open_place(&volume).unwrap();
+    let shared = Some(PropagationType::Shared);
+    mount::set_attributes(place.as_fd(), false, 0, shared).unwrap();
     let tags = |propagation| {
         let mut spec = world.spec("grep ' /data ' /proc/self/mountinfo");
         let mut data = bind(&volume, "/data");
@@ -121,7 +129,7 @@ fn propagation_follows_the_spec() {
     mount_tmpfs(&private);
     for propagation in [Propagation::Slave, Propagation::Shared] {
         let mut spec = world.spec("");
-        spec.mounts.push(berth::supervisor::spec::MountSpec { propagation, ..bind(&private, "/data") });
+        spec.mounts.push(MountSpec { propagation, ..bind(&private, "/data") });
         let error = world.run_spec(spec).start_error();
         assert!(
             error.message.starts_with("path \"/tmp/private\" is mounted on \"/tmp/private\" but it is not a shared")
@@ -175,18 +183,13 @@ fn only_the_standard_streams_are_open() {
     let world = World::new();
     // Inheritable on purpose, as a careless library would leave it.
     let careless = fs::File::open("/").unwrap();
-    nix_clear_cloexec(&careless);
+    fcntl(&careless, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
     // ls itself has the directory open as 3.
     assert_eq!(world.run("exec ls /proc/self/fd").printed(), "0\n1\n2\n3\n");
     let status = world.run("exec cat /proc/self/status").printed();
     for set in ["SigBlk", "SigIgn", "SigCgt"] {
-        assert_eq!(super::world::field(&status, set), "0000000000000000", "{set}");
+        assert_eq!(field(&status, set), "0000000000000000", "{set}");
     }
-}
-
-fn nix_clear_cloexec(file: &fs::File) {
-    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-    fcntl(file, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
 }
 
 fn a_root_of_many_layers_with_long_names_works() {
@@ -201,41 +204,6 @@ fn a_root_of_many_layers_with_long_names_works() {
     }
     spec.rootfs.lower.splice(0..0, layers);
     assert_eq!(world.run_spec(spec).printed(), "0 63 top 0");
-}
-
-/// A directory of ours in every hierarchy of this machine, removed at the end.
-struct Cgroups {
-    placement: CgroupPlacement,
-}
-
-impl Cgroups {
-    fn new() -> Cgroups {
-        let name = format!("berth-test-{}", std::process::id());
-        let mut placement = CgroupPlacement::default();
-        for line in fs::read_to_string("/proc/self/mountinfo").unwrap().lines() {
-            let (mount, file_system) = line.split_once(" - ").unwrap();
-            let leaf = PathBuf::from(mount.split(' ').nth(4).unwrap()).join(&name);
-            match file_system.split(' ').next() {
-                Some("cgroup2") => placement.unified = Some(leaf),
-                // Only what can be entered without configuring it first (cpuset cannot).
-                Some("cgroup") if !file_system.contains("cpuset") => placement.v1.push(leaf),
-                _ => continue,
-            }
-        }
-        let cgroups = Cgroups { placement };
-        cgroups.directories().for_each(|leaf| fs::create_dir(leaf).expect("make a cgroup"));
-        cgroups
-    }
-
-    fn directories(&self) -> impl Iterator<Item = &PathBuf> {
-        self.placement.v1.iter().chain(&self.placement.unified)
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        self.directories().for_each(|leaf| drop(fs::remove_dir(leaf)));
-    }
 }
 
 fn cgroups_are_joined_and_shown() {
@@ -277,9 +245,9 @@ fn cgroups_are_joined_and_shown() {
 fn the_host_sees_no_mount() {
     let world = World::new();
     // The worst case: everything of the host propagates.
-    let root = berth::sys::mount::open_place("/".as_ref()).unwrap();
-    let shared = Some(berth::sys::mount::PropagationType::Shared);
-    berth::sys::mount::set_attributes(std::os::fd::AsFd::as_fd(&root), true, 0, shared).unwrap();
+    let root = mount::open_place("/".as_ref()).unwrap();
+    let shared = Some(PropagationType::Shared);
+    mount::set_attributes(root.as_fd(), true, 0, shared).unwrap();
     let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let mut running = world.start(world.spec("sleep 60"), &world.context());
     running.started();

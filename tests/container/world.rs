@@ -270,6 +270,42 @@ impl Running {
     }
 }
 
+/// A directory of ours in every hierarchy of this machine, removed at the end.
+pub struct Cgroups {
+    pub placement: CgroupPlacement,
+}
+
+impl Cgroups {
+    pub fn new() -> Cgroups {
+        let name = format!("berth-test-{}", std::process::id());
+        let mut placement = CgroupPlacement::default();
+        for line in fs::read_to_string("/proc/self/mountinfo").unwrap().lines() {
+            let (mount, file_system) = line.split_once(" - ").unwrap();
+            let leaf = PathBuf::from(mount.split(' ').nth(4).unwrap()).join(&name);
+            match file_system.split(' ').next() {
+                Some("cgroup2") => placement.unified = Some(leaf),
+                // Only what can be entered without configuring it first (cpuset cannot).
+                Some("cgroup") if !file_system.contains("cpuset") => placement.v1.push(leaf),
+                _ => continue,
+            }
+        }
+        let cgroups = Cgroups { placement };
+        cgroups.directories().for_each(|leaf| fs::create_dir(leaf).expect("make a cgroup"));
+        cgroups
+    }
+
+    /// All of them.
+    pub fn directories(&self) -> impl Iterator<Item = &PathBuf> {
+        self.placement.v1.iter().chain(&self.placement.unified)
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        self.directories().for_each(|leaf| drop(fs::remove_dir(leaf)));
+    }
+}
+
 /// Waits for the master of a container's terminal.
 pub fn receive_master(socket: &OwnedFd) -> OwnedFd {
     let deadline = Instant::now() + Duration::from_secs(10);

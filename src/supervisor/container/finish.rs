@@ -53,7 +53,7 @@ pub(super) fn begin(
     let keep: Vec<_> = keep.iter().copied().chain([reporter.as_fd()]).collect();
     exec::close_all_but(&keep).step(|| "close inherited descriptors")?;
 
-    // The supervisor's end is ours too. It may have come before the kernel knew: then nobody reads the status pipe.
+    // The supervisor's end is ours too. (getppid(2) could not tell: it says 0 in a PID namespace of its own.)
     die_with_supervisor(reporter)?;
 
     // A weight for the OOM killer, written through the host's /proc while that is what /proc is.
@@ -72,7 +72,7 @@ pub(super) fn begin(
     Ok(())
 }
 
-/// What is left of the supervisor when its end has been noticed is the kernel's signal or a broken pipe.
+/// Asks for SIGKILL at the supervisor's end, and fails if that has come already: nobody reads the status pipe then.
 fn die_with_supervisor(reporter: &Reporter) -> Result<(), Failure> {
     let step = || "die with the supervisor";
     process::set_parent_death_signal(DEATH_SIGNAL).step(step)?;
@@ -106,16 +106,18 @@ pub(super) struct Program<'a> {
     pub(super) identity: Identity,
     /// The working directory and its path for messages.
     pub(super) directory: (OwnedFd, &'a Path),
+    /// The standard streams are a terminal made for this process.
+    pub(super) has_own_terminal: bool,
 }
 
 /// The last steps: from the supervisor's privileges inside the container to its program.
 pub(super) fn execute(program: &Program<'_>, reporter: &mut Reporter) -> Result<Infallible, Failure> {
-    let Program { spec, command, identity, directory: (directory, directory_path) } = program;
+    let Program { spec, command, identity, directory: (directory, directory_path), has_own_terminal } = program;
     let filter = (!spec.seccomp.is_empty()).then(|| Filter::new(&spec.seccomp));
     node::set_umask(0o022);
 
     // The user must be able to open what it already has: /dev/stdout is a link to the open pipe.
-    own_standard_streams(identity.uid)?;
+    own_standard_streams(identity.uid, *has_own_terminal)?;
 
     // As root first: a directory that the user may not enter by its path is still one it may be started in.
     let entered = match node::change_directory(directory.as_fd()) {
@@ -182,14 +184,14 @@ pub(super) fn execute(program: &Program<'_>, reporter: &mut Reporter) -> Result<
     Err(command.execute())
 }
 
-/// Gives pipes, sockets and terminals among the standard streams to the user. Devices and files are not ours to give.
-fn own_standard_streams(uid: u32) -> Result<(), Failure> {
+/// Gives pipes, sockets and a terminal made for it to the user. Files and devices, the terminal of someone who calls
+/// exec among them, are not ours to give.
+fn own_standard_streams(uid: u32, has_own_terminal: bool) -> Result<(), Failure> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
         let step = || "give the standard streams to the user";
         let status = node::status(stream).step(step)?;
-        let is_terminal = status.kind == Kind::CharacterDevice && node::is_on_devpts(stream).step(step)?;
-        if status.uid != uid && (matches!(status.kind, Kind::Fifo | Kind::Socket) || is_terminal) {
+        if status.uid != uid && (has_own_terminal || matches!(status.kind, Kind::Fifo | Kind::Socket)) {
             match node::change_owner(stream, Some(uid), None) {
                 // A pipe of whoever called exec, which may be of a kind that has no owner to change.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}

@@ -82,9 +82,10 @@ pub(super) fn run(
     }
 
     // The host's file systems are gone with this.
-    mount::enter_root(root.as_fd()).step(|| format!("pivot_root into {}", spec.rootfs.target.display()))?;
+    rootfs::enter(root.as_fd(), &spec.rootfs)?;
     reporter.stage("mounts");
 
+    let has_own_terminal = terminal.is_some();
     if let (Some(terminal), Some(socket)) = (terminal, &console) {
         terminal.take(socket.as_fd())?;
     }
@@ -93,6 +94,6 @@ pub(super) fn run(
     let command = Command::new(&spec.args, &spec.env, &identity.home)?;
     reporter.stage("user");
 
-    let program = Program { spec, command, identity, directory: (directory, &spec.cwd) };
+    let program = Program { spec, command, identity, directory: (directory, &spec.cwd), has_own_terminal };
     finish::execute(&program, reporter)
 }

@@ -63,7 +63,8 @@ pub(super) fn run(
     let command = Command::new(&spec.args, &environment(spec, launch), &identity.home)?;
     reporter.stage("user");
 
-    let program = Program { spec: launch, command, identity, directory: (directory, path) };
+    let program =
+        Program { spec: launch, command, identity, directory: (directory, path), has_own_terminal: console.is_some() };
     finish::execute(&program, reporter)
 }
 

@@ -8,11 +8,12 @@
 //!
 //! What holds throughout:
 //! - Whatever comes from the host (bind sources, the host's /dev/null, cgroup directories) is opened first and by
-//!   descriptor. Once the container's root is in place, no path is resolved except beneath it ([`target`]).
+//!   descriptor. Once the container's root is in place, no path is resolved except beneath it (`target`).
 //! - A mount is made detached, gets its flags, and is then attached to a descriptor ([`crate::sys::mount`]): nothing in
 //!   an image can redirect it between check and use.
 //! - The child is never dumpable, holds no descriptor of the supervisor beyond what it needs, and its executable is
 //!   the supervisor's sealed memfd.
+//! - Linux 5.12 is the oldest that will do (mount_setattr); what later ones do better has a fallback.
 //! - The caller is single-threaded, so that ordinary code may run in the child.
 
 mod bind;

@@ -4,7 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::{OsStrExt, OsStringExt},
     },
     path::Path,
@@ -52,6 +52,18 @@ fn configure(file_system: &FileSystem, spec: &RootfsSpec) -> io::Result<()> {
     // The writable directory lives and dies with the attempt, so nothing in it needs to survive a crash. Without this
     // option (Linux 5.10) the end of the last process in it would sync the whole file system it is on.
     file_system.flag("volatile")
+}
+
+/// Makes the overlay the root of the process and all that it becomes, and lets go of the host's.
+pub(super) fn enter(root: BorrowedFd<'_>, spec: &RootfsSpec) -> Result<(), Failure> {
+    mount::enter_root(root).step(|| format!("pivot_root into {}", spec.target.display())).map_err(|failure| {
+        let is_refused = failure.source.as_ref().is_some_and(|source| source.kind() == io::ErrorKind::InvalidInput);
+        // All that can be wrong with the new root has been ruled out by making it.
+        let message = is_refused.then(|| {
+            "invalid argument: the machine's root must not be the initial ramfs (see switch_root(8))".to_owned()
+        });
+        Failure { message, ..failure }
+    })
 }
 
 /// Sets an option to a path. One that is longer than the kernel takes is named by a descriptor, which may be closed
@@ -139,7 +151,7 @@ mod tests {
                 fs::write(spec.target.join("new"), "").unwrap();
                 assert!(spec.upper.join("new").exists());
                 // The directories go while the namespace, which this thread takes along, still has the mounts.
-                nix::mount::umount2(&spec.target, nix::mount::MntFlags::MNT_DETACH).unwrap();
+                mount::detach(&spec.target).unwrap();
             }
         });
         mounting.join().unwrap();
