@@ -85,7 +85,6 @@ fn any<T>(list: &Option<Vec<T>>) -> bool {
 
 fn check_spec(spec: &PodSpec, issues: &mut Issues) {
     let PodSpec {
-        active_deadline_seconds,
         containers,
         ephemeral_containers,
         host_users,
@@ -112,6 +111,7 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         share_process_namespace: _,
         subdomain: _,
         // Honoured by the pod's life cycle.
+        active_deadline_seconds: _,
         restart_policy: _,
         termination_grace_period_seconds: _,
         // Decided before a pod reaches its node; a manifest has chosen its node by where it lies.
@@ -133,11 +133,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         service_account_name: _,
     } = spec;
 
-    issues.refuse_if(
-        active_deadline_seconds.is_some(),
-        "spec.activeDeadlineSeconds",
-        "deadlines are not supported yet",
-    );
     for (index, container) in init_containers.iter().flatten().enumerate() {
         container::check(container, &format!("spec.initContainers[{index}]"), issues);
     }
@@ -234,7 +229,7 @@ mod tests {
             "metadata": {"name": "web", "namespace": "default", "uid": "u"},
             "spec": {
                 "hostNetwork": false, "schedulerName": "default-scheduler", "serviceAccountName": "default",
-                "tolerations": [{"operator": "Exists"}], "priorityClassName": "system-node-critical",
+                "activeDeadlineSeconds": 3, "tolerations": [{"operator": "Exists"}], "priorityClassName": "system-node-critical",
                 "containers": [{
                     "name": "app", "image": "busybox", "ports": [{"containerPort": 80, "hostPort": 8080}],
                     "resources": {"limits": {"cpu": "1", "memory": "64Mi", "hugepages-2Mi": "2Mi"}},
@@ -275,7 +270,6 @@ mod tests {
         let probe = json!({"tcpSocket": {"port": 80}});
         let hook = json!({"exec": {"command": ["true"]}});
         let cases: &[(&str, Value, &str)] = &[
-            ("/spec/activeDeadlineSeconds", json!(3), "spec.activeDeadlineSeconds"),
             ("/spec/ephemeralContainers", json!([{"name": "debug"}]), "spec.ephemeralContainers"),
             ("/spec/hostUsers", json!(false), "spec.hostUsers"),
             ("/spec/hostnameOverride", json!("x"), "spec.hostnameOverride"),

@@ -10,6 +10,7 @@ pub mod downward;
 pub mod env;
 pub mod expansion;
 pub mod launch;
+pub mod limits;
 pub mod mounts;
 pub mod oom;
 pub mod process;

@@ -32,20 +32,27 @@ pub fn set_up(
 ) -> Result<PathBuf, VolumeError> {
     let path = dirs.volume(PLUGIN, name);
     let created = create(&path)?;
+    // With the set-group-id bit what is created inside belongs to the group as well.
+    let mode = if context.fs_group.is_some() { MODE | 0o2000 } else { MODE };
     if source.medium.as_deref() == Some("Memory") {
         if !created && is_mount_point(&path)? {
             return Ok(path);
         }
-        let size = memory_size(source, context)?;
-        mount_tmpfs(&path, &format!("mode={MODE:o},size={size}"), MsFlags::empty())?;
-    } else if !created && is_complete(&path, context)? {
+        // Group and mode come with the mount, so that it is never seen half set up.
+        let group = context.fs_group.map(|group| format!(",gid={group}")).unwrap_or_default();
+        let options = format!("mode={mode:o}{group},size={}", memory_size(source, context)?);
+        // What is in memory often must not reach a disk. Kernels before 6.4 cannot promise that.
+        return match mount_tmpfs(&path, &format!("{options},noswap"), MsFlags::empty()) {
+            Err(VolumeError::Mount { source: Errno::EINVAL, .. }) => mount_tmpfs(&path, &options, MsFlags::empty()),
+            result => result,
+        }
+        .map(|()| path);
+    }
+    if !created && is_complete(&path, context)? {
         return Ok(path);
     }
-    // With the set-group-id bit what is created inside belongs to the group as well.
-    let mut mode = MODE;
     if let Some(group) = context.fs_group {
         chown(&path, None, Some(group)).map_err(io_error("change group of", &path))?;
-        mode |= 0o2000;
     }
     fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(io_error("change mode of", &path))?;
     Ok(path)
@@ -103,15 +110,10 @@ fn memory_size(source: &EmptyDirVolumeSource, context: &VolumeContext) -> Result
         .ok_or_else(|| invalid("neither a limit nor the node's memory is known".to_owned()))
 }
 
-/// Mounts a tmpfs that is not swapped out where the kernel can promise that (since 6.4): a volume in memory often
-/// holds what must not reach a disk.
+/// Mounts a tmpfs.
 pub(super) fn mount_tmpfs(path: &Path, options: &str, flags: MsFlags) -> Result<(), VolumeError> {
-    let with = |options: &str| mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options));
-    match with(&format!("{options},noswap")) {
-        Err(Errno::EINVAL) => with(options),
-        result => result,
-    }
-    .map_err(|source| VolumeError::Mount { path: path.to_owned(), options: options.to_owned(), source })
+    let failed = |source| VolumeError::Mount { path: path.to_owned(), options: options.to_owned(), source };
+    mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options)).map_err(failed)
 }
 
 #[cfg(test)]

@@ -103,8 +103,8 @@ struct Removal<'a> {
 impl Removal<'_> {
     /// Removes what is in a directory.
     fn empty(&mut self, directory: BorrowedFd<'_>, path: &Path, depth: u32) -> Result<(), RemoveError> {
-        // Listed through a descriptor of its own: names are removed while it reads.
-        let listing = openat2(directory, c".", how()).map_err(failed("open", path))?;
+        // The listing owns its descriptor; reading to its end takes it back to the start for another pass.
+        let listing = directory.try_clone_to_owned().map_err(|error| failed("open", path)(errno(&error)))?;
         let mut listing = Dir::from_fd(listing).map_err(failed("list", path))?;
         for entry in listing.iter() {
             let entry = entry.map_err(failed("list", path))?;
@@ -164,6 +164,10 @@ impl Removal<'_> {
             }
         }
     }
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// Neither through a symbolic link nor onto a mount: EXDEV says that something is mounted there.

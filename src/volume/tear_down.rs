@@ -272,8 +272,8 @@ mod tests {
         with_own_mounts(|root| {
             let memory = json!({"emptyDir": {"medium": "Memory"}});
             let kept = volume(memory.clone(), &dirs(root, "kept")).host_path;
-            volume(memory.clone(), &dirs(root, "left")).host_path;
-            volume(json!({"emptyDir": {}}), &dirs(root, "also")).host_path;
+            volume(memory.clone(), &dirs(root, "left"));
+            volume(json!({"emptyDir": {}}), &dirs(root, "also"));
             let keep = HashSet::from(["kept".to_owned()]);
             assert_eq!(sweep(&layout(root), &keep).unwrap(), ["also", "left"]);
             assert_eq!(mount_table::beneath(root).unwrap(), [kept]);
