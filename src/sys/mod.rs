@@ -3,6 +3,7 @@
 pub mod epoll;
 pub mod memfd;
 pub mod pidfd;
+pub mod probe;
 pub mod process;
 pub mod seqpacket;
 pub mod signal;
