@@ -1,17 +1,16 @@
 //! Dispatch, before any runtime starts: a pod's supervisor, or the command line.
 
-use std::{env, ffi::OsStr, path::Path, process::ExitCode};
+use std::{env, process::ExitCode};
 
-use berth::{cli, config::NodeConfig};
+use berth::{cli, config::NodeConfig, supervisor};
 
 fn main() -> ExitCode {
     // The supervisor of a pod is this same program under another name. It starts neither threads nor a runtime, so
     // nothing may happen before this.
-    let name = env::args_os().next().unwrap_or_default();
-    match Path::new(&name).file_name().and_then(OsStr::to_str) {
-        // Some("berth-sandbox") => berth::supervisor::run(),
-        _ => cli::main(node),
+    if env::args_os().next().is_some_and(|name| name == supervisor::PROGRAM) {
+        return supervisor::run();
     }
+    cli::main(node)
 }
 
 fn node(config: NodeConfig) -> cli::NodeFuture {

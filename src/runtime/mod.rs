@@ -1,1 +1,4 @@
-//! (to be written)
+//! The agent's side of a sandbox: starting its supervisor, and talking to it.
+
+pub mod client;
+pub mod spawn;
