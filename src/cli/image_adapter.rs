@@ -56,8 +56,8 @@ impl Images for StoreImages {
         progress: mpsc::Sender<PullProgress>,
     ) -> BoxFuture<'_, Result<ImageView, NodeError>> {
         Box::pin(async move {
-            let credentials = credentials
-                .map(|Credentials { username, password }| StoreCredentials::Basic { username, password });
+            let credentials =
+                credentials.map(|Credentials { username, password }| StoreCredentials::Basic { username, password });
             let name = reference.clone();
             let sink = Box::new(move |now: crate::image::Progress| {
                 let report = PullProgress { digest: name.clone(), received: now.bytes_done, total: now.bytes };

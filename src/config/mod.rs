@@ -6,6 +6,7 @@
 pub mod berth;
 pub mod document;
 pub mod kubelet;
+mod node_config;
 mod resolve;
 pub mod schema;
 pub mod values;
@@ -16,9 +17,9 @@ use std::{
     sync::Arc,
 };
 
-pub use resolve::{
-    Environment, EventLimits, ImageCollection, LogFormat, LogOptions, NetworkConfig, NodeConfig, Registry,
-};
+pub use berth_cni::NetworkConfig;
+pub use node_config::{EventLimits, ImageCollection, LogFormat, LogOptions, NodeConfig, Registry};
+pub use resolve::Environment;
 
 use document::{Node, Origin, Value};
 use schema::{Effective, Field, Findings, Mistake};
@@ -133,12 +134,35 @@ impl Loaded {
         };
         let mut out = Vec::new();
         schema::effective(node, section.fields(), "", &mut out);
+        for (path, value) in self.computed(section) {
+            if !out.iter().any(|leaf| leaf.path == path) {
+                out.push(Effective { path: path.to_owned(), value, origin: Origin::Default, used: true });
+            }
+        }
         out.retain(|leaf| leaf.path != "kind" && leaf.path != "apiVersion");
         out
     }
 }
 
+impl Loaded {
+    /// Defaults that depend on the machine or on other fields, which no table can hold.
+    fn computed(&self, section: Section) -> Vec<(&'static str, Value)> {
+        let text = |text: &dyn fmt::Display| Value::Text(text.to_string());
+        let item = |subnet: &ipnet::IpNet| Node { value: text(subnet), origin: Origin::Default };
+        match section {
+            Section::Kubelet => vec![("resolvConf", text(&self.config.resolv_conf.display()))],
+            Section::Berth => vec![
+                ("nodeName", text(&self.config.node_name)),
+                ("network.subnets", Value::List(self.config.network.subnets.iter().map(item).collect())),
+            ],
+        }
+    }
+}
+
 /// Reads and resolves everything.
+///
+/// # Errors
+/// Everything that is wrong, at once.
 pub fn load(flags: &Flags, environment: &Environment) -> Result<Loaded, ConfigError> {
     let mut findings = Findings::default();
     let mut merged = Merged { kubelet: Node::empty(), berth: Node::empty() };

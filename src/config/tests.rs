@@ -198,6 +198,7 @@ fn drop_ins_are_laid_over_the_file_by_name_and_flags_over_both() {
     assert_eq!(find("syncFrequency").origin, Origin::Default);
     assert_eq!(find("featureGates").value.to_json().to_string(), r#"{"A":true,"B":true}"#);
     assert!(!find("featureGates").used);
+    assert_eq!(find("resolvConf").value, Value::Text("/etc/resolv.conf".to_owned()), "a default of the machine");
 }
 
 #[test]
@@ -245,4 +246,12 @@ fn pod_cidr_of_the_kubelet_is_the_subnet_unless_berth_names_its_own() {
     assert_eq!(subnets, ["10.7.0.0/24", "fd00:7::/64"]);
     let both = format!("{HEAD}podCIDR: 10.7.0.0/24\n---\n{BERTH_HEAD}network: {{subnets: [10.8.0.0/24]}}\n");
     assert_eq!(of_file(&both).unwrap().config.network.subnets[0].to_string(), "10.8.0.0/24");
+}
+
+#[test]
+fn the_networks_own_rules_hold_as_well() {
+    let error = of_file(&format!("{BERTH_HEAD}network:\n  subnets: [\"fd00::/64\"]\n  mtu: 1000\n")).unwrap_err();
+    assert_eq!(error.mistakes.len(), 1);
+    assert!(error.to_string().contains("config.yaml:3: network: "), "{error}");
+    assert!(error.to_string().contains("mtu 1000 is not within 1280"), "{error}");
 }

@@ -31,7 +31,11 @@ impl ObservedPod {
     /// Before `action` is begun: what it may leave behind from now on.
     pub fn begin(&mut self, action: &Action) {
         match action {
-            Action::CreateSandbox => self.leftovers.cgroups = true,
+            // The sandbox's /dev/shm is a mount among the pod's volumes.
+            Action::CreateSandbox => {
+                self.leftovers.cgroups = true;
+                self.leftovers.volumes = true;
+            }
             Action::MountVolume(_) => self.leftovers.volumes = true,
             Action::AttachNetwork => self.leftovers.network = true,
             _ => {}

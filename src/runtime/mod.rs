@@ -1,9 +1,8 @@
 //! The agent's side of a sandbox: what its supervisor is told, worked out from a pod, and how it is started and talked to.
 
-pub mod client;
-pub mod spawn;
 pub mod attempt;
 pub mod capabilities;
+pub mod client;
 pub mod config_error;
 pub mod container_ref;
 pub mod downward;
@@ -16,4 +15,5 @@ pub mod oom;
 pub mod process;
 pub mod sandbox;
 pub mod security;
+pub mod spawn;
 pub mod sysctls;

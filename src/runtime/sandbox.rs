@@ -62,7 +62,14 @@ mod tests {
         let pod = json!({"metadata": {"name": "web", "namespace": "prod", "uid": "u"}, "spec": spec});
         let pod = serde_json::from_value(pod).unwrap();
         let cgroup = CgroupPlacement::default();
-        sandbox_spec(SandboxInput { pod: &pod, generation: 1, hostname: "web", domainname: "", cgroup, allowed_unsafe_sysctls: &[] })
+        sandbox_spec(SandboxInput {
+            pod: &pod,
+            generation: 1,
+            hostname: "web",
+            domainname: "",
+            cgroup,
+            allowed_unsafe_sysctls: &[],
+        })
     }
 
     #[test]

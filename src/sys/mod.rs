@@ -1,8 +1,8 @@
 //! Every raw system call, and the only home of `unsafe`: what std and nix do not offer, made safe to use.
 
 pub mod beneath;
-pub mod caps;
 pub mod bpf;
+pub mod caps;
 pub mod epoll;
 pub mod exec;
 pub mod ids;

@@ -35,9 +35,9 @@ use crate::{
         observed::{Attempt, AttemptState},
     },
     runtime::{
+        attempt,
         client::{ClientError, Connected, Supervisor},
         container_ref::ContainerRef,
-        attempt,
     },
     store::{durable, layout::PodDirs},
     supervisor::{protocol::RunningContainer, spec::ExecSpec},
@@ -175,11 +175,11 @@ impl Host {
 
     fn ensure_dirs(&self) -> Result<Done, ActionError> {
         let make = |path: &Path, mode: u32| {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(mode)
-                .create(path)
-                .map_err(failed("FailedCreatePodDirectory", "create", path))
+            DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed(
+                "FailedCreatePodDirectory",
+                "create",
+                path,
+            ))
         };
         // A container's user has to get through to its own volumes; the directory above them is root's alone.
         make(&self.dirs.dir, 0o755)?;
@@ -211,7 +211,7 @@ impl Host {
         let security = self.spec().security_context.as_ref();
         let context = VolumeContext {
             fs_group: security.and_then(|security| security.fs_group).and_then(|group| u32::try_from(group).ok()),
-            memory_limit: self.shared.pod_limits(self.qos, self.spec()).memory,
+            memory_limit: self.shared.pod_limits(self.spec()).memory,
             node_memory: self.shared.memory,
         };
         let mounted = volume::set_up(volume, &self.dirs, &context).map_err(because("FailedMount"))?;
@@ -251,11 +251,14 @@ impl Host {
         let begun = std::time::Instant::now();
         let host = self.clone();
         let (spec, cgroups) = blocking(move || {
-            let limits = host.shared.pod_limits(host.qos, host.spec());
+            let limits = host.shared.pod_limits(host.spec());
             let cgroups = &host.shared.cgroups;
             cgroups.ensure_pod(host.qos, host.uid(), &limits).map_err(because(REASON))?;
             let placement =
                 cgroups.ensure_leaf(host.qos, host.uid(), SANDBOX, &Default::default()).map_err(because(REASON))?;
+            if host.spec().host_ipc != Some(true) {
+                volume::shm::set_up(&host.dirs).map_err(because(REASON))?;
+            }
             let generation = host.state().generation + 1;
             let mut spec = host.shared.sandbox_spec(&host.record.pod, generation, placement)?;
             spec.oom_score_adj = host.shared.config.supervisor_oom_score_adj;
@@ -263,8 +266,7 @@ impl Host {
         })
         .await?;
         let generation = spec.generation;
-        let connected =
-            Supervisor::spawn(&self.shared.binary, &self.dirs, &spec).await.map_err(because(REASON))?;
+        let connected = Supervisor::spawn(&self.shared.binary, &self.dirs, &spec).await.map_err(because(REASON))?;
         for warning in &connected.snapshot.warnings {
             self.shared.warn_once(warning);
         }
@@ -296,7 +298,8 @@ impl Host {
         let (generation, id, image_id) = blocking(move || host.prepare_attempt(&container, attempt)).await?;
         let prepared = begun.elapsed().as_micros() as u64;
         let directory = self.dirs.attempt(name, attempt);
-        let attempt = |state| Attempt { number: attempt, generation, id: id.clone(), image_id: image_id.clone(), state };
+        let attempt =
+            |state| Attempt { number: attempt, generation, id: id.clone(), image_id: image_id.clone(), state };
         let started = match supervisor.start(&directory.dir).await {
             Ok(Ok(running)) => running,
             // The record is on disk in both cases; it is what counts.
@@ -339,7 +342,14 @@ impl Host {
             message: format!("no image was resolved for container {name}"),
         })?;
         let addresses = self.addresses();
-        let input = inputs::Attempt { container, number: attempt, generation, image: &image, pod_ips: &addresses, volumes: &volumes };
+        let input = inputs::Attempt {
+            container,
+            number: attempt,
+            generation,
+            image: &image,
+            pod_ips: &addresses,
+            volumes: &volumes,
+        };
         let spec = self.shared.launch_spec(&self.record.pod, &self.dirs, self.qos, &input)?;
         attempt::prepare(&spec, &directory).map_err(because(REASON))?;
         durable::write_json(&directory.launch_file(), &spec).map_err(because(REASON))?;

@@ -7,17 +7,15 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use super::{host::ActionError, shared::Shared};
 use crate::{
-    api::{
-        qos::QosClass,
-        resources::{CPU, HUGEPAGES_PREFIX, MEMORY, Resources, all_limited, limits, pod_limits, pod_requests, requests},
-    },
-    cgroup::{CpuLimits, DeviceAccess, HugePageLimit, LeafLimits, PodLimits},
+    api::qos::QosClass,
+    cgroup::PodLimits,
     image::Image,
     network,
     runtime::{
         config_error::ConfigError,
         container_ref::ContainerRef,
         launch::{ImageFacts, LaunchInput, launch_spec},
+        limits::{LimitOptions, leaf_limits, pod_limits},
         sandbox::{SandboxInput, sandbox_spec},
     },
     store::layout::PodDirs,
@@ -47,68 +45,30 @@ impl From<ConfigError> for ActionError {
     }
 }
 
-fn amount(resources: &Resources, name: &str) -> Option<u64> {
-    resources.get(name).and_then(|amount| u64::try_from(amount.value()).ok()).filter(|amount| *amount > 0)
-}
-
-fn milli(resources: &Resources) -> Option<u64> {
-    resources.get(CPU).and_then(|amount| u64::try_from(amount.milli()).ok())
-}
-
-fn huge_pages(resources: &Resources) -> Vec<HugePageLimit> {
-    let sizes = resources.iter().filter_map(|(name, limit)| {
-        let size = name.strip_prefix(HUGEPAGES_PREFIX)?;
-        let page_size = crate::api::quantity::Quantity::parse(size).ok()?.value();
-        Some(HugePageLimit {
-            page_size: u64::try_from(page_size).ok()?,
-            limit: u64::try_from(limit.value()).unwrap_or_default(),
-        })
-    });
-    sizes.collect()
-}
-
 impl Shared {
-    fn cpu(&self, request: Option<u64>, limit: Option<u64>) -> CpuLimits {
-        CpuLimits {
-            request_milli: request.unwrap_or(0),
-            limit_milli: limit.filter(|_| self.config.cpu_cfs_quota),
-            period_micros: u64::try_from(self.config.cpu_cfs_quota_period.as_micros()).unwrap_or(100_000),
+    fn limit_options(&self) -> LimitOptions {
+        let config = &self.config;
+        LimitOptions {
+            cpu_quota: config.cpu_cfs_quota,
+            cpu_period: u64::try_from(config.cpu_cfs_quota_period.as_micros()).unwrap_or(100_000),
+            pod_pids: config.pod_pids_limit,
+            single_process_oom_kill: config.single_process_oom_kill,
+            huge_page_sizes: self.huge_page_sizes.clone(),
         }
     }
 
-    /// Limits of a pod as a whole, as upstream's `ResourceConfigForPod`: limited as a whole only when each container is.
-    pub fn pod_limits(&self, qos: QosClass, spec: &PodSpec) -> PodLimits {
-        let (requested, limited) = (pod_requests(spec), pod_limits(spec));
-        let best_effort = qos == QosClass::BestEffort;
-        PodLimits {
-            cpu: self.cpu(
-                milli(&requested).filter(|_| !best_effort),
-                milli(&limited).filter(|_| !best_effort && all_limited(spec, CPU)),
-            ),
-            memory: amount(&limited, MEMORY).filter(|_| !best_effort && all_limited(spec, MEMORY)),
-            pids: self.config.pod_pids_limit,
-            huge_pages: huge_pages(&limited),
-        }
-    }
-
-    /// Limits of one container.
-    pub fn leaf_limits(&self, container: ContainerRef<'_>) -> LeafLimits {
-        let (requested, limited) = (requests(container.resources()), limits(container.resources()));
-        let privileged = container.security_context().is_some_and(|context| context.privileged == Some(true));
-        LeafLimits {
-            // Shares of a container that only has a limit are those of the limit.
-            cpu: self.cpu(milli(&requested).or(milli(&limited)), milli(&limited)),
-            memory: amount(&limited, MEMORY),
-            pids: None,
-            huge_pages: huge_pages(&limited),
-            cpuset: None,
-            oom_group: !self.config.single_process_oom_kill,
-            devices: if privileged { DeviceAccess::All } else { DeviceAccess::Default },
-        }
+    /// Limits of a pod as a whole.
+    pub fn pod_limits(&self, spec: &PodSpec) -> PodLimits {
+        pod_limits(spec, &self.limit_options())
     }
 
     /// The pod's sandbox.
-    pub fn sandbox_spec(&self, pod: &Pod, generation: u32, cgroup: CgroupPlacement) -> Result<SandboxSpec, ActionError> {
+    pub fn sandbox_spec(
+        &self,
+        pod: &Pod,
+        generation: u32,
+        cgroup: CgroupPlacement,
+    ) -> Result<SandboxSpec, ActionError> {
         let names = network::names(pod, &self.config.node_name, &self.config.cluster_domain)
             .map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))?;
         Ok(sandbox_spec(SandboxInput {
@@ -161,7 +121,7 @@ impl Shared {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         spec.cgroup = self
             .cgroups
-            .ensure_leaf(qos, uid, &spec.id, &self.leaf_limits(attempt.container))
+            .ensure_leaf(qos, uid, &spec.id, &leaf_limits(attempt.container, &self.limit_options()))
             .map_err(|error| ActionError::new("CreateContainerError", &error))?;
         Ok(spec)
     }
@@ -203,5 +163,11 @@ impl Shared {
         std::fs::write(e.join("resolv.conf"), "").unwrap();
         Ok(())
     }
-    fn seccomp(&self, _c: &crate::runtime::security::SeccompChoice, _m: u64) -> Result<Vec<u64>, Box<dyn std::error::Error + Send + Sync>> { Ok(vec![]) }
+    fn seccomp(
+        &self,
+        _c: &crate::runtime::security::SeccompChoice,
+        _m: u64,
+    ) -> Result<Vec<u64>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(vec![])
+    }
 }

@@ -76,6 +76,21 @@ pub fn thermal_throttles() -> Vec<PathBuf> {
     found
 }
 
+/// Huge pages this machine has in stock: size of a page and of all of them, in bytes.
+pub fn huge_pages() -> Vec<(u64, u64)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let kibibytes = name.strip_prefix("hugepages-").and_then(|rest| rest.strip_suffix("kB")?.parse::<u64>().ok());
+        let count = fs::read_to_string(entry.path().join("nr_hugepages")).ok();
+        let count = count.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or_default();
+        if let Some(kibibytes) = kibibytes.filter(|_| count > 0) {
+            found.push((kibibytes * 1024, kibibytes * 1024 * count));
+        }
+    }
+    found
+}
+
 /// What admission has to know.
 pub fn facts(config: &NodeConfig, allocatable: &Allocatable) -> NodeFacts {
     let architecture = match std::env::consts::ARCH {
@@ -94,17 +109,9 @@ pub fn facts(config: &NodeConfig, allocatable: &Allocatable) -> NodeFacts {
         (EPHEMERAL_STORAGE.to_owned(), Quantity::from_bytes(allocatable.ephemeral_storage)),
         ("pods".to_owned(), Quantity::from_units(i64::from(config.max_pods))),
     ]);
-    for entry in fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(kibibytes) = name.strip_prefix("hugepages-").and_then(|rest| rest.strip_suffix("kB")) else { continue };
-        let (Ok(kibibytes), Ok(count)) = (kibibytes.parse::<i64>(), fs::read_to_string(entry.path().join("nr_hugepages")))
-        else {
-            continue;
-        };
-        let bytes = kibibytes * 1024;
-        let total = count.trim().parse::<i64>().unwrap_or_default().saturating_mul(bytes);
-        let size = Quantity::from_bytes(bytes);
-        resources.insert(format!("hugepages-{size}"), Quantity::from_bytes(total));
+    for (size, total) in huge_pages() {
+        let [size, total] = [size, total].map(|bytes| Quantity::from_bytes(i64::try_from(bytes).unwrap_or(i64::MAX)));
+        resources.insert(format!("hugepages-{size}"), total);
     }
     NodeFacts {
         name: config.node_name.clone(),

@@ -145,9 +145,7 @@ fn attempts(host: &Arc<Host>, observed: &mut ObservedPod, snapshot: Option<&Snap
         });
         let attempt = match (running, &recorded.exit) {
             (Some(running), _) => recorded.attempt(running_state(running)),
-            (None, Some(_)) => {
-                recorded.ended(&directory, host.falls_back_to_logs(&launch.container), Timestamp::now())
-            }
+            (None, Some(_)) => recorded.ended(&directory, host.falls_back_to_logs(&launch.container), Timestamp::now()),
             (None, None) if snapshot.is_some() && launch.generation == observed.generation => {
                 remove_half_made(&directory.dir, name);
                 continue;
@@ -166,8 +164,7 @@ fn remove_half_made(directory: &std::path::Path, name: &str) {
 
 /// Removes what no record claims: cgroups with what runs in them, links, host ports, mounts and directories.
 pub fn sweep(shared: &Shared, records: &[PodRecord], unusable: Vec<(PathBuf, Option<StoreError>)>) {
-    let owners: std::collections::HashSet<String> =
-        records.iter().map(|record| record.uid().to_owned()).collect();
+    let owners: std::collections::HashSet<String> = records.iter().map(|record| record.uid().to_owned()).collect();
     for (uid, qos) in shared.cgroups.list_pods().into_iter().filter(|(uid, _)| !owners.contains(uid)) {
         let killed = shared.cgroups.kill_pod(qos, &uid, KILL);
         match killed.and_then(|()| shared.cgroups.remove_pod(qos, &uid)) {

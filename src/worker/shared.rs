@@ -58,6 +58,8 @@ pub struct Shared {
     pub facts: NodeFacts,
     /// What is the same for all containers.
     pub launch: LaunchOptions,
+    /// Sizes of the huge pages there are, bytes.
+    pub huge_page_sizes: Vec<u64>,
     /// Pulls that may go on at once.
     pulls: Semaphore,
     /// What has been said already.
@@ -92,7 +94,8 @@ impl Shared {
     /// Opens the stores and looks at the machine; changes nothing of it.
     pub async fn open(config: NodeConfig) -> Result<Shared, StartError> {
         let cgroups = Cgroups::detect(&config.cgroup_root).map_err(StartError::Cgroups)?;
-        let images = ImageStore::open(&config.layout.images(), image_config(&config)).await.map_err(StartError::Images)?;
+        let images =
+            ImageStore::open(&config.layout.images(), image_config(&config)).await.map_err(StartError::Images)?;
         let network =
             Network::new(network_config(&config), &config.layout.run.join("network")).map_err(StartError::Network)?;
         let binary = SealedBinary::load().map_err(StartError::Binary)?;
@@ -134,6 +137,7 @@ impl Shared {
             memory,
             facts,
             launch,
+            huge_page_sizes: machine::huge_pages().into_iter().map(|(size, _)| size).collect(),
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),
             burstable: Mutex::default(),
@@ -168,7 +172,8 @@ impl Shared {
 
     /// Gives Burstable pods together the weight of their requests.
     pub fn set_burstable(&self, pods: &[&Pod]) {
-        let burstable = pods.iter().filter_map(|pod| pod.spec.as_ref()).filter(|spec| qos_class(spec) == QosClass::Burstable);
+        let burstable =
+            pods.iter().filter_map(|pod| pod.spec.as_ref()).filter(|spec| qos_class(spec) == QosClass::Burstable);
         let milli: u64 = burstable
             .filter_map(|spec| pod_requests(spec).get(CPU).and_then(|cpu| u64::try_from(cpu.milli()).ok()))
             .sum();

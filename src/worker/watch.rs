@@ -17,12 +17,7 @@ use crate::{
 };
 
 /// Runs until the supervisor is gone or nobody listens any more.
-pub async fn watch(
-    host: Arc<Host>,
-    generation: u32,
-    mut hints: mpsc::Receiver<Event>,
-    events: mpsc::Sender<PodEvent>,
-) {
+pub async fn watch(host: Arc<Host>, generation: u32, mut hints: mpsc::Receiver<Event>, events: mpsc::Sender<PodEvent>) {
     while let Some(hint) = hints.recv().await {
         let told = match hint {
             Event::Exited { container, attempt } => ended(&host, &container, attempt, &events).await,

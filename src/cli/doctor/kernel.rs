@@ -11,7 +11,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
 };
 
-use super::Finding;
+use super::{Finding, Verdict};
 use crate::sys::probe::{self, Call};
 
 /// Below this, something that is always needed is missing (openat2 is from 5.6, close_range from 5.9).
@@ -106,7 +106,7 @@ pub(super) fn features() -> Vec<Finding> {
     vec![overlay, seccomp, kill, namespaces]
 }
 
-/// The file is in every cgroup but the root, so that one has to be found.
+/// The file is in every cgroup but the root. Where there is no other yet, the kernel's version has to do.
 fn cgroup_kill(mountinfo: &Path) -> Finding {
     const NAME: &str = "cgroup.kill";
     let text = fs::read_to_string(mountinfo).unwrap_or_default();
@@ -118,14 +118,12 @@ fn cgroup_kill(mountinfo: &Path) -> Finding {
         );
     };
     let children = fs::read_dir(&mount.target).into_iter().flatten().flatten();
-    let present = children.into_iter().any(|child| child.path().join("cgroup.kill").exists());
-    match present {
-        true => Finding::ok(NAME, "present"),
-        false => Finding::warning(
-            NAME,
-            "not found; containers are killed process by process",
-            "run Linux 5.14 or later (with no cgroup at all yet this cannot be told)",
-        ),
+    let cgroups: Vec<_> = children.filter(|child| child.path().join("cgroup.procs").exists()).collect();
+    let present = cgroups.iter().any(|child| child.path().join("cgroup.kill").exists());
+    match (present, cgroups.is_empty(), version().verdict) {
+        (true, ..) => Finding::ok(NAME, "present"),
+        (false, true, Verdict::Ok) => Finding::ok(NAME, "present, by the kernel's version"),
+        _ => Finding::warning(NAME, "missing; containers are killed process by process", "run Linux 5.14 or later"),
     }
 }
 
@@ -176,7 +174,7 @@ fn generation() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Verdict, *};
+    use super::*;
 
     #[test]
     fn the_release_decides_with_its_first_two_numbers() {

@@ -155,7 +155,7 @@ impl<'a> ReverseLines<'a> {
         let start = file.metadata()?.len();
         let mut lines = ReverseLines { file, start, buffer: Vec::new() };
         // What has no line end yet is still being written: it is read later, forwards.
-        while let None = lines.buffer.iter().rposition(|byte| *byte == b'\n') {
+        while !lines.buffer.contains(&b'\n') {
             if !lines.read_block()? {
                 lines.buffer.clear();
                 return Ok(lines);

@@ -151,7 +151,7 @@ impl LogReader {
         let place = match tail {
             Some(lines) => self.start_of_tail(lines)?,
             None => {
-                let since = self.query.since.and_then(|since| SystemTime::try_from(since).ok());
+                let since = self.query.since.map(SystemTime::from);
                 self.files.first(since)?.map(Place::new)
             }
         };
