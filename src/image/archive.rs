@@ -186,7 +186,11 @@ fn scan(file: &File, length: u64) -> Result<HashMap<String, Member>, String> {
         };
         members.insert(path, member);
     }
-    Ok(members)
+    // Jumping past the end looks like the end.
+    match archive.position() {
+        Ok(position) if position > length => Err("the archive is truncated".to_owned()),
+        _ => Ok(members),
+    }
 }
 
 /// Copies everything into a file without a name.

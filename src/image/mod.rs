@@ -18,6 +18,10 @@ mod pull;
 pub mod reference;
 mod registry;
 mod store;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 pub mod unpack;
 
 pub use self::{

@@ -52,7 +52,7 @@ impl Session {
                 }
             }
         }
-        Err(last.unwrap_or_else(|| ImageError::Interrupted(subject)))
+        Err(last.unwrap_or(ImageError::Interrupted(subject)))
     }
 
     async fn stream_from(

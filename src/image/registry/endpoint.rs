@@ -72,16 +72,17 @@ impl Endpoint {
         self.patience
     }
 
-    /// Sends a request, again after transient failures, until there is a successful (2xx) answer.
-    pub(super) async fn send_with_retries(
+    /// Gets a small answer, again after transient failures (also in the middle of the answer).
+    pub(super) async fn fetch(
         &self,
         request: &Request<'_>,
+        limit: u64,
         retry: RetryPolicy,
-    ) -> Result<Response, RegistryError> {
+    ) -> Result<(HeaderMap, Vec<u8>), RegistryError> {
         let mut attempt = 1;
         loop {
-            let error = match self.send(request).await {
-                Ok(response) => return Ok(response),
+            let error = match self.fetch_once(request, limit).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             if attempt >= retry.attempts || !wait_before_retry(&error, attempt, retry).await {
@@ -89,6 +90,15 @@ impl Endpoint {
             }
             attempt += 1;
         }
+    }
+
+    async fn fetch_once(&self, request: &Request<'_>, limit: u64) -> Result<(HeaderMap, Vec<u8>), RegistryError> {
+        let mut response = self.send(request).await?;
+        if response.status() != StatusCode::OK {
+            return Err(RegistryError::Status { status: response.status().as_u16(), message: String::new() });
+        }
+        let bytes = self.body(&mut response, limit).await?;
+        Ok((std::mem::take(response.headers_mut()), bytes))
     }
 
     /// Sends a request once (twice when it must first prove who is asking). Any status but 2xx is an error.
@@ -200,7 +210,7 @@ impl Endpoint {
     }
 
     /// Reads a body of at most `limit` bytes.
-    pub(super) async fn body(&self, response: &mut Response, limit: u64) -> Result<Vec<u8>, RegistryError> {
+    async fn body(&self, response: &mut Response, limit: u64) -> Result<Vec<u8>, RegistryError> {
         let mut bytes = Vec::new();
         loop {
             let chunk = timeout(self.patience, response.chunk())

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Method, StatusCode, Url, header};
+use reqwest::{Method, Url, header::HeaderMap};
 
 use self::endpoint::{Endpoint, Request};
 use super::{
@@ -169,8 +169,8 @@ impl Session {
     /// What the reference points to now, without fetching it; `None` when the registry does not say.
     pub(super) async fn head(&self) -> Result<Option<Digest>, ImageError> {
         let version = self.reference.version();
-        let (_, response) = self.ask(Method::HEAD, "manifests", version, format!("manifest {version}")).await?;
-        let digest = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+        let (_, headers, _) = self.ask(Method::HEAD, "manifests", version, MANIFEST_LIMIT).await?;
+        let digest = headers.get("docker-content-digest").and_then(|value| value.to_str().ok());
         Ok(digest.and_then(|text| Digest::parse(text).ok()))
     }
 
@@ -188,15 +188,9 @@ impl Session {
 
     async fn document(&self, version: &str, expected: Option<&Digest>, limit: u64) -> Result<Fetched, ImageError> {
         let subject = format!("manifest {version}");
-        let (endpoint, mut response) = self.ask(Method::GET, "manifests", version, subject.clone()).await?;
-        let text = |name: header::HeaderName| {
-            response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-        };
-        let media_type = text(header::CONTENT_TYPE);
-        let announced = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
-        let announced = announced.and_then(|text| Digest::parse(text).ok());
-        let bytes =
-            endpoint.body(&mut response, limit).await.map_err(|source| self.failed(endpoint, &subject, source))?;
+        let (endpoint, headers, bytes) = self.ask(Method::GET, "manifests", version, limit).await?;
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let announced = text("docker-content-digest").and_then(|text| Digest::parse(text).ok());
         // What was asked for decides. For a tag, the registry's own word guards against a damaged answer.
         let expected = expected.or(announced.as_ref());
         let digest = expected.map_or_else(|| Digest::of(&bytes), |expected| expected.same_algorithm_of(&bytes));
@@ -206,7 +200,7 @@ impl Session {
             let subject = format!("{}: {subject} from {}", self.reference, endpoint.host);
             return Err(ImageError::DigestMismatch { subject, expected: expected.clone(), actual: digest });
         }
-        Ok(Fetched { bytes, media_type, digest })
+        Ok(Fetched { media_type: text("content-type").map(str::to_owned), bytes, digest })
     }
 
     /// Fetches a small blob into memory, checked.
@@ -216,9 +210,7 @@ impl Session {
             let source = RegistryError::Protocol(format!("{} bytes, more than {limit}", blob.size));
             return Err(self.failed(self.last(), &subject, source));
         }
-        let (endpoint, mut response) = self.ask(Method::GET, "blobs", blob.digest.as_str(), subject.clone()).await?;
-        let bytes =
-            endpoint.body(&mut response, limit).await.map_err(|source| self.failed(endpoint, &subject, source))?;
+        let (endpoint, _, bytes) = self.ask(Method::GET, "blobs", blob.digest.as_str(), limit).await?;
         self.check_size(blob, bytes.len() as u64)?;
         let actual = blob.digest.same_algorithm_of(&bytes);
         if actual != blob.digest {
@@ -236,36 +228,32 @@ impl Session {
         Err(ImageError::SizeMismatch { subject, expected: blob.size, actual })
     }
 
-    /// Asks the endpoints in turn, each with retries, for a successful answer.
+    /// Asks the endpoints in turn, each with retries, for a whole answer of at most `limit` bytes.
     async fn ask(
         &self,
         method: Method,
         kind: &str,
         version: &str,
-        subject: String,
-    ) -> Result<(&Endpoint, reqwest::Response), ImageError> {
+        limit: u64,
+    ) -> Result<(&Endpoint, HeaderMap, Vec<u8>), ImageError> {
+        let subject = format!("{} {version}", kind.trim_end_matches('s'));
         let mut last = None;
         for (index, endpoint) in self.in_order() {
             let accept = (kind == "manifests").then_some(ACCEPT);
             let request = Request { method: method.clone(), kind, version, accept, offset: 0 };
-            match endpoint.send_with_retries(&request, self.config.retry).await {
-                Ok(response) if response.status() == StatusCode::OK => {
+            match endpoint.fetch(&request, limit, self.config.retry).await {
+                Ok((headers, bytes)) => {
                     self.preferred.store(index, Ordering::Relaxed);
-                    return Ok((endpoint, response));
-                }
-                Ok(response) => {
-                    let source = RegistryError::Status { status: response.status().as_u16(), message: String::new() };
-                    last = Some(self.failed(endpoint, &subject, source));
+                    return Ok((endpoint, headers, bytes));
                 }
                 Err(source) => {
-                    if index + 1 < self.endpoints.len() {
-                        tracing::debug!(mirror = %endpoint.host, %source, reference = %self.reference, "mirror failed, asking the next");
-                    }
+                    let reference = &self.reference;
+                    tracing::debug!(host = %endpoint.host, %source, %reference, subject, "registry request failed");
                     last = Some(self.failed(endpoint, &subject, source));
                 }
             }
         }
-        Err(last.unwrap_or_else(|| ImageError::Interrupted(subject)))
+        Err(last.unwrap_or(ImageError::Interrupted(subject)))
     }
 
     /// All endpoints, the one that answered last first.

@@ -126,7 +126,7 @@ impl<R: Read> TarReader<R> {
             }
             let header = Header::from_byte_slice(&block);
             check(header, &block)?;
-            let size = header.entry_size().map_err(malformed)?;
+            let size = number(&header.as_old().size, header.entry_size())?;
             match header.entry_type() {
                 EntryType::GNULongName => long_path = Some(self.read_name(size)?),
                 EntryType::GNULongLink => long_link = Some(self.read_name(size)?),
@@ -181,27 +181,28 @@ impl<R: Read> TarReader<R> {
             }
         };
         let id = |number: u64| u32::try_from(number).map_err(|_| UnpackError::Malformed(format!("owner {number}")));
-        let number = |value: io::Result<Option<u32>>| value.ok().flatten().unwrap_or(0);
+        let device = |value: io::Result<Option<u32>>| value.ok().flatten().unwrap_or(0);
+        let fields = header.as_old();
         let mut entry = Entry {
             path,
             link,
             kind: entry_kind,
             size: data,
-            mode: header.mode().map_err(malformed)? & 0o7777,
+            mode: number(&fields.mode, header.mode().map(u64::from))? as u32 & 0o7777,
             uid: id(match extensions.uid {
                 Some(uid) => uid,
-                None => header.uid().map_err(malformed)?,
+                None => number(&fields.uid, header.uid())?,
             })?,
             gid: id(match extensions.gid {
                 Some(gid) => gid,
-                None => header.gid().map_err(malformed)?,
+                None => number(&fields.gid, header.gid())?,
             })?,
             mtime: match extensions.mtime {
                 Some(mtime) => mtime,
                 // Times before 1970 are written in base 256 as two's complement.
-                None => (header.mtime().map_err(malformed)? as i64, 0),
+                None => (number(&fields.mtime, header.mtime())?.cast_signed(), 0),
             },
-            device: (number(header.device_major()), number(header.device_minor())),
+            device: (device(header.device_major()), device(header.device_minor())),
             xattrs: extensions.xattrs,
             sparse: None,
         };
@@ -373,6 +374,14 @@ fn check_sparse(map: &[(u64, u64)], size: u64, data: u64) -> Result<(), UnpackEr
         total += length;
     }
     if total == data { Ok(()) } else { Err(UnpackError::Malformed("sparse map does not match the data".into())) }
+}
+
+/// A numeric field; one that was left empty is zero, as every other reader of tar has it.
+fn number(field: &[u8], value: io::Result<u64>) -> Result<u64, UnpackError> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        return Ok(0);
+    }
+    value.map_err(malformed)
 }
 
 fn malformed(error: io::Error) -> UnpackError {
