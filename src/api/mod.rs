@@ -9,5 +9,6 @@ pub mod qos;
 pub mod quantity;
 pub mod resources;
 pub mod static_pod;
+pub mod sysctl;
 pub mod unsupported;
 pub mod validation;

@@ -10,28 +10,13 @@ use k8s_openapi::api::core::v1::{Container, NodeSelectorRequirement, NodeSelecto
 use crate::api::{
     quantity::Quantity,
     resources::{self, CPU, Resources},
+    sysctl::is_allowed,
 };
 
 /// The resource that counts pods.
 pub const PODS: &str = "pods";
 /// Label with the node's operating system.
 const OS_LABEL: &str = "kubernetes.io/os";
-
-/// Sysctls of which upstream says that they are namespaced and isolated, so that any pod may set them.
-const SAFE_SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
-];
 
 /// What admission has to know about the node.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -132,12 +117,7 @@ fn operating_system(pod: &Pod, spec: &PodSpec) -> Result<(), Rejection> {
 fn sysctls(spec: &PodSpec, node: &NodeFacts) -> Result<(), Rejection> {
     let sysctls = spec.security_context.as_ref().and_then(|context| context.sysctls.as_deref()).unwrap_or_default();
     for sysctl in sysctls {
-        let name = sysctl.name.replace('/', ".");
-        let allowed = |pattern: &String| match pattern.strip_suffix('*') {
-            Some(prefix) => name.starts_with(prefix),
-            None => name == *pattern,
-        };
-        if !SAFE_SYSCTLS.contains(&name.as_str()) && !node.allowed_sysctls.iter().any(allowed) {
+        if !is_allowed(&sysctl.name, &node.allowed_sysctls) {
             return reject("SysctlForbidden", format!("forbidden sysctl: {:?} not allowlisted", sysctl.name));
         }
     }

@@ -181,11 +181,10 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
     };
 
     let attempt = dirs.attempt(container.name(), input.attempt);
-    let host_ipc = pod_spec.is_some_and(|spec| spec.host_ipc == Some(true));
     let surface = Surface {
         privileged,
         read_only_root: security.read_only_root(),
-        shm: if host_ipc { PathBuf::from(shm::HOST) } else { shm::path(dirs) },
+        shm: if pod_spec.is_none_or(shm::is_needed) { shm::path(dirs) } else { PathBuf::from(shm::HOST) },
     };
     let has_termination_log = !container.termination_message_path().is_empty();
     let termination_log = has_termination_log.then(|| attempt.termination_log());

@@ -3,62 +3,12 @@
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use super::config_error::ConfigError;
-
-/// Parameters that concern nobody but the pod itself (upstream's list; all of them exist since Linux 4.15).
-const SAFE: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_wmem",
-];
+use crate::api::sysctl::{Namespace, is_allowed, namespace, with_dots};
 
 /// What containerd sets in the network namespace of a pod so that a container needs neither CAP_NET_BIND_SERVICE nor
 /// CAP_NET_RAW for a port below 1024 or a ping.
 const DEFAULTS: [(&str, &str); 2] =
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
-
-/// The namespace that holds a parameter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Namespace {
-    Net,
-    Ipc,
-    /// None: setting it would change the whole machine.
-    Host,
-}
-
-fn namespace(name: &str) -> Namespace {
-    let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."];
-    match name {
-        "kernel.sem" => Namespace::Ipc,
-        name if ipc.iter().any(|prefix| name.starts_with(prefix)) => Namespace::Ipc,
-        name if name.starts_with("net.") => Namespace::Net,
-        _ => Namespace::Host,
-    }
-}
-
-/// The name with dots between its parts. As in sysctl.d(5), a name whose first separator is a slash is written the
-/// other way round: `net/ipv4/conf/eth0.1/forwarding`.
-fn with_dots(name: &str) -> String {
-    match name.find(['.', '/']) {
-        Some(first) if name.as_bytes()[first] == b'/' => name
-            .chars()
-            .map(|character| match character {
-                '/' => '.',
-                '.' => '/',
-                other => other,
-            })
-            .collect(),
-        _ => name.to_owned(),
-    }
-}
 
 /// What is to be set in the pod's namespaces, in order. `allowed_unsafe` are the node's allowedUnsafeSysctls: names, or
 /// prefixes that end in `*`.
@@ -83,13 +33,9 @@ fn asked(spec: &PodSpec, allowed_unsafe: &[String]) -> Result<Vec<(String, Strin
             let field = format!("spec.securityContext.sysctls[{index}]");
             Err(ConfigError::sysctl(field, format!("forbidden sysctl: {:?} {why}", sysctl.name)))
         };
-        let listed = |pattern: &String| {
-            let pattern = with_dots(pattern);
-            pattern.strip_suffix('*').map_or(pattern == name, |prefix| name.starts_with(prefix))
-        };
         // Each part is the name of a file below /proc/sys, where a slash within it stands for a dot.
         let plain = |part: &str| !matches!(part, "" | "/" | "//") && !part.contains('\0');
-        if !(SAFE.contains(&name.as_str()) || allowed_unsafe.iter().any(listed)) || !name.split('.').all(plain) {
+        if !is_allowed(&name, allowed_unsafe) || !name.split('.').all(plain) {
             return forbidden("not allowlisted");
         }
         match namespace(&name) {

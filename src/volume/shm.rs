@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use k8s_openapi::api::core::v1::PodSpec;
 use nix::mount::MsFlags;
 
 use super::{
@@ -21,7 +22,12 @@ pub fn path(dirs: &PodDirs) -> PathBuf {
     dirs.volume("berth/shm", "shm")
 }
 
-/// Mounts it if it is not there yet.
+/// Whether a pod has one of its own: one in the host's IPC namespace sees [`HOST`].
+pub fn is_needed(spec: &PodSpec) -> bool {
+    spec.host_ipc != Some(true)
+}
+
+/// Mounts it if it is not there yet. To be done before the first container of a pod that needs it.
 pub fn set_up(dirs: &PodDirs) -> Result<PathBuf, VolumeError> {
     let path = path(dirs);
     if create(&path)? || !is_mount_point(&path)? {

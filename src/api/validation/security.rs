@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{AppArmorProfile, PodSpec, SeccompProfile, SecurityContext, Sysctl};
 
 use super::{Errors, FieldError, names};
+use crate::api::sysctl::{Namespace, namespace};
 
 const MAX_SYSCTL_NAME: usize = 253;
 /// Users and groups: upstream keeps to what fits into a signed 32-bit number.
@@ -78,24 +79,13 @@ fn sysctls(spec: &PodSpec, sysctls: &[Sysctl], errors: &mut Errors) {
         } else if !seen.insert(name.replace('/', ".")) {
             errors.push(FieldError::duplicate(&path, name));
         }
-        if spec.host_network == Some(true) && is_net_sysctl(name) {
+        if spec.host_network == Some(true) && namespace(name) == Namespace::Net {
             errors.push(FieldError::invalid(&path, name, "may not be specified when 'hostNetwork' is true"));
         }
-        if spec.host_ipc == Some(true) && is_ipc_sysctl(name) {
+        if spec.host_ipc == Some(true) && namespace(name) == Namespace::Ipc {
             errors.push(FieldError::invalid(&path, name, "may not be specified when 'hostIPC' is true"));
         }
     }
-}
-
-/// Whether a sysctl belongs to the network namespace.
-fn is_net_sysctl(name: &str) -> bool {
-    name.replace('/', ".").starts_with("net.")
-}
-
-/// Whether a sysctl belongs to the IPC namespace.
-fn is_ipc_sysctl(name: &str) -> bool {
-    let name = name.replace('/', ".");
-    name == "kernel.sem" || ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| name.starts_with(prefix))
 }
 
 pub(super) fn container(path: &str, context: &SecurityContext, spec: &PodSpec, errors: &mut Errors) {
