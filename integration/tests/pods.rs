@@ -327,7 +327,7 @@ fn bad_input_is_named_and_harms_nobody() {
         assert_ne!(condition(&pod, "Ready"), "True");
     };
     reason("command", &["no-such-command", "StartError"]);
-    reason("image", &["ErrImagePull", "127.0.0.1:1"]);
+    reason("image", &["RegistryUnavailable", "127.0.0.1:1"]);
     reason("nonroot", &["CreateContainerConfigError", "runAsNonRoot"]);
     reason("hostpath", &["/etc/passwd", "not a directory"]);
     reason("unsupported", &["nfs"]);

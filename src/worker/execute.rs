@@ -40,7 +40,10 @@ use crate::{
         container_ref::ContainerRef,
     },
     store::{durable, layout::PodDirs},
-    supervisor::{protocol::RunningContainer, spec::ExecSpec},
+    supervisor::{
+        protocol::RunningContainer,
+        spec::{ExecSpec, SandboxSpec},
+    },
     volume::{self, MountedVolume, VolumeContext},
 };
 
@@ -373,6 +376,13 @@ impl Host {
             Err(error) => Err(ActionError::new("FailedKillPod", &error)),
         }
     }
+}
+
+/// Whether the OOM killer took the sandbox's process.
+fn was_out_of_memory(spec: &SandboxSpec) -> bool {
+    let counters = spec.cgroup.oom_events.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+    let killed = counters.iter().flat_map(|text| text.lines()).find_map(|line| line.strip_prefix("oom_kill "));
+    killed.is_some_and(|count| count.trim() != "0")
 }
 
 /// What the supervisor said of an attempt that runs.
