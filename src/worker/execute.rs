@@ -269,7 +269,18 @@ impl Host {
         })
         .await?;
         let generation = spec.generation;
-        let connected = Supervisor::spawn(&self.shared.binary, &self.dirs, &spec).await.map_err(because(REASON))?;
+        let connected = match Supervisor::spawn(&self.shared.binary, &self.dirs, &spec).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                let mut failure = ActionError::new(REASON, &error);
+                let limit = self.shared.pod_limits(self.spec()).memory;
+                if let Some(limit) = limit.filter(|_| was_out_of_memory(&spec)) {
+                    failure.message =
+                        format!("{}: the memory limit of {limit} bytes is too small to start", failure.message);
+                }
+                return Err(failure);
+            }
+        };
         for warning in &connected.snapshot.warnings {
             self.shared.warn_once(warning);
         }
