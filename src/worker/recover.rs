@@ -122,7 +122,7 @@ async fn connect(host: &Arc<Host>, observed: &mut ObservedPod, recorded: bool, n
 }
 
 /// The attempts on disk, each as running (the supervisor says so), ended (its record says so), or ended in an
-/// unknown way. One that was prepared but never begun, which a living supervisor knows nothing of, is taken back.
+/// unknown way. One that was prepared but never begun is taken back.
 fn attempts(host: &Arc<Host>, observed: &mut ObservedPod, snapshot: Option<&Snapshot>, name: &str) {
     for found in records::read_all(&host.dirs) {
         let (directory, recorded) = match found {
@@ -146,7 +146,11 @@ fn attempts(host: &Arc<Host>, observed: &mut ObservedPod, snapshot: Option<&Snap
         let attempt = match (running, &recorded.exit) {
             (Some(running), _) => recorded.attempt(running_state(running)),
             (None, Some(_)) => recorded.ended(&directory, host.falls_back_to_logs(&launch.container), Timestamp::now()),
-            (None, None) if snapshot.is_some() && launch.generation == observed.generation => {
+            // Never begun: the living supervisor would know of it, or its sandbox was not made.
+            (None, None)
+                if launch.generation > observed.generation
+                    || snapshot.is_some() && launch.generation == observed.generation =>
+            {
                 remove_half_made(&directory.dir, name);
                 continue;
             }
