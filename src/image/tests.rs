@@ -85,7 +85,7 @@ async fn every_form_of_an_archive_gives_the_same_image() {
         assert!(store.get("example.com/app").is_none());
         // The same after a restart.
         drop(store);
-        assert_eq!(place.open().await.list(), [loaded.clone()]);
+        assert_eq!(place.open().await.list(), std::slice::from_ref(loaded));
         assert!(!names(&place.path("images")).iter().any(|name| name.starts_with(".spool")));
     }
 }
