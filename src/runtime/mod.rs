@@ -1,1 +1,3 @@
-//! (to be written)
+//! The agent's side of a sandbox.
+
+pub mod seccomp;
