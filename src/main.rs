@@ -1,3 +1,15 @@
-//! Dispatch, before any runtime starts: supervisor, pause, or the command line.
+//! Dispatch, before any runtime starts: a pod's supervisor, or the command line.
 
-fn main() {}
+use std::{env, ffi::OsStr, path::Path, process::ExitCode};
+
+use berth::{cli, supervisor};
+
+fn main() -> ExitCode {
+    // The supervisor of a pod is this same program under another name. It starts neither threads nor a runtime, so
+    // nothing may happen before this.
+    let name = env::args_os().next().unwrap_or_default();
+    match Path::new(&name).file_name().and_then(OsStr::to_str) {
+        Some(supervisor::PROGRAM) => supervisor::run(),
+        _ => cli::main(|config| Box::pin(cli::agent::run(config))),
+    }
+}

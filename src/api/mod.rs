@@ -1,3 +1,14 @@
 //! Kubernetes objects and what is computed from them alone. No I/O, no clock.
 
+pub mod conditions;
+pub mod decode;
+pub mod defaults;
+pub mod manifest;
+pub mod problem;
 pub mod qos;
+pub mod quantity;
+pub mod resources;
+pub mod static_pod;
+pub mod sysctl;
+pub mod unsupported;
+pub mod validation;

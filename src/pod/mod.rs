@@ -1,1 +1,25 @@
-//! (to be written)
+//! Every decision about a pod: no I/O, no clock, no logger. Time and results are arguments.
+//!
+//! [`desired::merge`] says which pods there should be and [`admission`] whether the node takes one. For each,
+//! [`plan::plan`] looks at the pod as it is wanted, as it was observed and what is remembered, and says what to do
+//! now. The worker does that, observes, and asks again.
+
+pub mod action;
+pub mod admission;
+pub mod backoff;
+pub mod desired;
+pub mod lifecycle;
+pub mod memory;
+pub mod observed;
+pub mod outcome;
+pub mod plan;
+#[cfg(test)]
+mod plan_tests;
+pub mod status;
+
+pub use action::Action;
+pub use admission::Rejection;
+pub use memory::{Memory, Termination};
+pub use observed::ObservedPod;
+pub use outcome::Outcome;
+pub use plan::{NodeView, Plan, plan};

@@ -1,3 +1,20 @@
-//! The agent's side of a sandbox.
+//! The agent's side of a sandbox: what its supervisor is told, worked out from a pod, and how it is started and talked to.
 
+pub mod attempt;
+pub mod capabilities;
+pub mod client;
+pub mod config_error;
+pub mod container_ref;
+pub mod downward;
+pub mod env;
+pub mod expansion;
+pub mod launch;
+pub mod limits;
+pub mod mounts;
+pub mod oom;
+pub mod process;
+pub mod sandbox;
 pub mod seccomp;
+pub mod security;
+pub mod spawn;
+pub mod sysctls;

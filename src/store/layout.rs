@@ -81,6 +81,11 @@ impl PodDirs {
         self.run.join("supervisor.sock")
     }
 
+    /// Which process the supervisor is: `runtime::client::Identity`.
+    pub fn supervisor_file(&self) -> PathBuf {
+        self.run.join("supervisor.json")
+    }
+
     /// What the supervisor had to say on standard error.
     pub fn supervisor_log(&self) -> PathBuf {
         self.run.join("supervisor.log")

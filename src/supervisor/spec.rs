@@ -16,6 +16,9 @@ pub const VERSION: u32 = 1;
 pub struct SandboxSpec {
     /// [`VERSION`] of the writer.
     pub version: u32,
+    /// Counts the sandboxes a pod has had, from 1.
+    #[serde(default)]
+    pub generation: u32,
     /// Pod UID.
     pub pod_uid: String,
     /// `<namespace>/<name>`, for the process title and messages only.
@@ -61,6 +64,9 @@ pub struct CgroupPlacement {
 pub struct LaunchSpec {
     /// [`VERSION`] of the writer.
     pub version: u32,
+    /// Generation of the sandbox it is started in.
+    #[serde(default)]
+    pub generation: u32,
     /// Pod UID.
     pub pod_uid: String,
     /// Container name within the pod (init containers share the name space).

@@ -124,6 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "reaped by the function under test")]
     fn a_signal_reaches_the_process_and_is_seen_in_its_end() {
         let child = Command::new("sleep").arg("60").spawn().unwrap();
         let pidfd = open(child.id() as i32).unwrap();

@@ -58,6 +58,14 @@ pub fn write_vectored(file: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> io::Result
     }
 }
 
+/// Where `wanted` first occurs in `bytes`. By the C library's vectorised search, as every byte
+/// that a container writes goes through here.
+pub fn find_byte(bytes: &[u8], wanted: u8) -> Option<usize> {
+    // SAFETY: the search stays within the slice.
+    let found = unsafe { libc::memchr(bytes.as_ptr().cast(), c_int::from(wanted), bytes.len()) };
+    if found.is_null() { None } else { Some(found as usize - bytes.as_ptr() as usize) }
+}
+
 /// A stream that somebody else opened and may still use: never waited for, and its flags left alone.
 #[derive(Debug)]
 pub enum Lent {
@@ -114,9 +122,11 @@ impl Lent {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let (number, data, length) = (self.descriptor().as_raw_fd(), bytes.as_ptr().cast(), bytes.len());
         // SAFETY: the kernel only reads `bytes`, which outlive the call.
-        let written = match self {
-            Lent::Reopened(_) => unsafe { libc::write(number, data, length) },
-            Lent::Socket(_) => unsafe { libc::send(number, data, length, flags) },
+        let written = unsafe {
+            match self {
+                Lent::Reopened(_) => libc::write(number, data, length),
+                Lent::Socket(_) => libc::send(number, data, length, flags),
+            }
         };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(written as usize) }
     }

@@ -5,6 +5,7 @@ use std::{future::Future, os::fd::OwnedFd, pin::Pin};
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
+pub use crate::api::problem::ManifestProblem;
 use crate::supervisor::spec::ExecSpec;
 
 /// A pod as the agent sees it now.
@@ -56,21 +57,6 @@ pub struct ContainerView {
     pub exit_code: Option<i32>,
     /// Directory of its log files (`<attempt>.log`, rotated ones beside it).
     pub log_dir: String,
-}
-
-/// A manifest, or a part of one, that could not be used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ManifestProblem {
-    /// `file:<path>` or the URL.
-    pub source: String,
-    /// Which document of the file, from 0; `None` when the whole file is meant.
-    pub document: Option<usize>,
-    /// `namespace/name` as far as it is known.
-    pub pod: Option<String>,
-    /// Only a warning: the pod runs all the same.
-    pub warning: bool,
-    /// One line: field path and cause.
-    pub message: String,
 }
 
 /// cgroup figures of one container or of a whole pod.

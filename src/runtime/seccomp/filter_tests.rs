@@ -38,7 +38,7 @@ fn evaluate(profile: &LinuxSeccomp, abi: Abi, call: u32, arguments: &[u64; 6]) -
         }
     };
     let rules = profile.syscalls().as_ref().unwrap();
-    let named = |rule: &&LinuxSyscall| rule.names().iter().any(|name| number(abi, name) == Some(call));
+    let named = |rule: &&LinuxSyscall| numbers(abi, rule).contains(&call);
     let mut unconditional = None;
     for rule in rules.iter().filter(named) {
         let arguments = rule.args().as_deref().unwrap_or_default();
@@ -55,7 +55,7 @@ fn evaluate(profile: &LinuxSeccomp, abi: Abi, call: u32, arguments: &[u64; 6]) -
     if let Some(value) = unconditional {
         return value;
     }
-    let all = rules.iter().flat_map(|rule| rule.names()).filter_map(|name| number(abi, name));
+    let all = rules.iter().flat_map(|rule| numbers(abi, rule));
     let newest = all.filter(|number| abi != Abi::Arm || *number < 0xf_0000).max();
     let known = newest.is_none_or(|newest| call <= newest) || rules.iter().any(|rule| named(&rule));
     let permissive = matches!(
@@ -63,6 +63,10 @@ fn evaluate(profile: &LinuxSeccomp, abi: Abi, call: u32, arguments: &[u64; 6]) -
         LinuxSeccompAction::ScmpActAllow | LinuxSeccompAction::ScmpActLog | LinuxSeccompAction::ScmpActTrace
     );
     if known || permissive { default } else { NO_SUCH_CALL }
+}
+
+fn numbers(abi: Abi, rule: &LinuxSyscall) -> Vec<u32> {
+    rule.names().iter().filter_map(|name| number(abi, name)).collect()
 }
 
 fn operator() -> impl Strategy<Value = LinuxSeccompOperator> {
@@ -193,7 +197,9 @@ fn runtime_default_agrees_with_its_rules_for_every_number() {
             let program = compile::compile(machine, &profile).unwrap();
             for abi in abis {
                 let base = if *abi == Abi::X32 { X32_BIT } else { 0 };
-                for call in (0..700).map(|call| base | call).chain([base | 0xf_0001, base | 0xf_0005, u32::MAX]) {
+                for call in
+                    (0..600).step_by(3).map(|call| base | call).chain([base | 0xf_0001, base | 0xf_0005, u32::MAX])
+                {
                     for arguments in [[0; 6], [0x1000_0000; 6], [40; 6], [1 << 32 | 40; 6]] {
                         let (actual, _) = run(&program, abi.audit(), call, &arguments);
                         assert_eq!(actual, evaluate(&profile, *abi, call, &arguments), "{abi:?} {call:#x}");
@@ -352,4 +358,29 @@ fn runtime_default_is_compiled_once_per_set_of_capabilities() {
     // CAP_CHOWN makes no difference.
     assert!(Arc::ptr_eq(&first, &runtime_default(DEFAULT_CAPABILITIES ^ 1)));
     assert!(!Arc::ptr_eq(&first, &runtime_default(DEFAULT_CAPABILITIES | SYS_ADMIN)));
+}
+
+/// The filter is this thread's own, and ends with it.
+#[test]
+fn the_kernel_takes_the_filter_and_does_what_it_says() {
+    let filter = crate::sys::seccomp::Filter::new(&runtime_default(DEFAULT_CAPABILITIES));
+    let seen = std::thread::spawn(move || {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+        nix::sys::prctl::set_no_new_privs().unwrap();
+        filter.load().unwrap();
+        let mount =
+            nix::mount::mount(Some("none"), "/nonexistent", Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>);
+        let vsock = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::empty(), None).map(drop);
+        let unix = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).map(drop);
+        // The body is not run: clone3 is refused.
+        let clone3 = crate::sys::process::clone_running(0, None, || 0).map(drop);
+        (mount, vsock, unix, clone3.map_err(|error| error.raw_os_error()), nix::unistd::getpid())
+    });
+    use nix::errno::Errno;
+    let (mount, vsock, unix, clone3, pid) = seen.join().unwrap();
+    assert_eq!(mount, Err(Errno::EPERM));
+    assert_eq!(vsock, Err(Errno::EPERM));
+    assert_eq!(unix, Ok(()));
+    assert_eq!(clone3.unwrap_err(), Some(libc::ENOSYS));
+    assert_eq!(pid.as_raw() as u32, std::process::id());
 }

@@ -1,0 +1,6 @@
+//! The network as packets see it. Each test makes a host, an outside and pods as network namespaces of its own;
+//! the machine it runs on is left alone.
+
+mod lifecycle;
+mod traffic;
+mod world;

@@ -1,0 +1,146 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\nspec:\n  containers:\n  - name: app\n    image: nginx\n";
+
+fn only(text: &str) -> Decoded {
+    let mut all = decode_manifest(text.as_bytes());
+    assert_eq!(all.len(), 1, "{all:#?}");
+    all.remove(0)
+}
+
+fn error(text: &str) -> String {
+    only(text).pod.unwrap_err().to_string()
+}
+
+#[test]
+fn yaml_and_json_give_the_same_pod() {
+    let yaml = only(POD);
+    let json = only(
+        r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop"},
+            "spec":{"containers":[{"name":"app","image":"nginx"}]}}"#,
+    );
+    assert_eq!(yaml, json);
+    assert_eq!(yaml.name.as_deref(), Some("shop/web"));
+    assert_eq!(
+        only("{apiVersion: v1, kind: Pod, spec: {hostNetwork: yes}}").pod.unwrap().spec.unwrap().host_network,
+        Some(true)
+    );
+}
+
+#[test]
+fn octal_modes_and_old_booleans_are_read_as_upstream_reads_them() {
+    let text = "apiVersion: v1\nkind: Pod\nspec:\n  hostPID: on\n  volumes:\n  - name: v\n    secret: {secretName: s, defaultMode: 0644}\n";
+    let spec = only(text).pod.unwrap().spec.unwrap();
+    assert_eq!(spec.host_pid, Some(true));
+    assert_eq!(spec.volumes.unwrap()[0].secret.as_ref().unwrap().default_mode, Some(0o644));
+}
+
+#[test]
+fn documents_are_independent_of_each_other() {
+    let text = format!("# first\n---\n{POD}---\nkind: [\n--- # comment\n---\n{}...\n", POD.replace("web", "db"));
+    let all = decode_manifest(text.as_bytes());
+    let documents: Vec<_> = all.iter().map(|one| (one.document, one.pod.is_ok())).collect();
+    assert_eq!(documents, [(Some(0), true), (Some(1), false), (Some(2), true)]);
+    let message = all[1].pod.as_ref().unwrap_err().to_string();
+    assert!(message.starts_with("invalid YAML: ") && message.contains("line 1"), "{message}");
+}
+
+#[test]
+fn lists_are_taken_apart() {
+    let item = POD.lines().map(|line| format!("  {line}\n")).collect::<String>().replacen("  ", "- ", 1);
+    for kind in ["List", "PodList"] {
+        let text = format!(
+            "apiVersion: v1\nkind: {kind}\nitems:\n{item}- {{metadata: {{name: bare}}, spec: {{x: 1}}}}\n- {{apiVersion: v1, kind: Service}}\n"
+        );
+        let all = decode_manifest(text.as_bytes());
+        assert_eq!(all[0].name.as_deref(), Some("shop/web"));
+        assert!(all[1].pod.is_ok());
+        assert_eq!(all[1].warnings, [r#"unknown field "items[1].spec.x""#]);
+        assert_eq!(
+            all[2].pod.as_ref().unwrap_err().to_string(),
+            r#"items[2]: kind "Service" of apiVersion "v1" cannot be run by a node: only v1 Pod, PodList and List can"#
+        );
+    }
+    assert!(decode_manifest(b"apiVersion: v1\nkind: List\nitems: []\n").is_empty());
+    assert!(decode_manifest(b"apiVersion: v1\nkind: List\n").is_empty());
+}
+
+#[test]
+fn bad_input_gets_a_clear_error() {
+    for (text, message) in [
+        ("", "the manifest is empty"),
+        ("# nothing\n---\n\n", "the manifest is empty"),
+        ("hello", "expected a Kubernetes object, found a string"),
+        ("- a", "expected a Kubernetes object, found a sequence"),
+        ("metadata: {name: a}", "apiVersion: Required value"),
+        ("apiVersion: v1", "kind: Required value"),
+        (
+            "apiVersion: apps/v1\nkind: Deployment",
+            r#"kind "Deployment" of apiVersion "apps/v1" cannot be run by a node: only v1 Pod, PodList and List can"#,
+        ),
+        ("apiVersion: v1\nkind: List\nitems: 3", "items: expected a sequence, found a number"),
+        (
+            "apiVersion: v1\nkind: Pod\nspec: {containers: [{ports: [{containerPort: http}]}]}",
+            r#"spec.containers[0].ports[0].containerPort: invalid type: string "http", expected i32"#,
+        ),
+        (r#"{"apiVersion": "v1", "kind": "Po"#, "invalid JSON: EOF while parsing a string at line 1 column 32"),
+    ] {
+        assert_eq!(error(text), message, "{text}");
+    }
+    assert_eq!(decode_manifest(b"a: \xff")[0].pod, Err(ManifestError::NotText(3)));
+    assert_eq!(
+        decode_manifest(&vec![b' '; MAX_BYTES + 1])[0].pod,
+        Err(ManifestError::TooLarge { size: MAX_BYTES + 1 })
+    );
+    assert_eq!(decode_manifest("---\n".repeat(2000).as_bytes())[0].pod, Err(ManifestError::TooManyDocuments));
+}
+
+#[test]
+fn syntax_errors_give_the_line_of_the_file() {
+    let text = format!("{POD}---\napiVersion: v1\nkind: Pod\nspec: {{\n");
+    let all = decode_manifest(text.as_bytes());
+    let message = all[1].pod.as_ref().unwrap_err().to_string();
+    assert!(message.contains("line 11") || message.contains("line 12"), "{message}");
+}
+
+#[test]
+fn repeated_and_unknown_fields_are_warned_about() {
+    let decoded = only(&POD.replace("image: nginx", "image: nginx\n    imge: x\n    image: other"));
+    assert_eq!(decoded.warnings.len(), 2, "{:?}", decoded.warnings);
+    assert!(
+        decoded.warnings[0].contains("duplicate") && decoded.warnings[0].contains("image"),
+        "{:?}",
+        decoded.warnings
+    );
+    assert_eq!(decoded.warnings[1], r#"unknown field "spec.containers[0].imge""#);
+    assert_eq!(decoded.pod.unwrap().spec.unwrap().containers[0].image.as_deref(), Some("other"));
+}
+
+#[test]
+fn alias_bombs_and_deep_nesting_are_refused() {
+    let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for level in 1..12 {
+        let previous = format!("*a{}", level - 1);
+        bomb.push_str(&format!("a{level}: &a{level} [{}]\n", [previous.as_str(); 10].join(",")));
+    }
+    assert!(error(&bomb).starts_with("invalid YAML"), "{}", error(&bomb));
+    assert!(error(&format!("a: {}", "[".repeat(10_000))).starts_with("invalid YAML"));
+    assert!(error(&"{\"a\":".repeat(10_000)).starts_with("invalid JSON"));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        decode_manifest(&bytes);
+    }
+
+    #[test]
+    fn no_damaged_manifest_makes_it_panic(cut in 0usize..120, at in 0usize..120, junk in "[-{}\\[\\]:,&*!|>'\"%@`\n\t a1]{0,8}") {
+        let mut text = POD.to_owned();
+        text.truncate(cut.max(1).min(POD.len()));
+        text.insert_str(at.min(text.len()), &junk);
+        decode_manifest(text.as_bytes());
+    }
+}

@@ -1,0 +1,351 @@
+//! Which fields of a pod berth does not honour yet. Such a field is named, with its path, before anything is done
+//! for the pod: a pod that would run differently from what its manifest says is refused, one that would only miss
+//! something it does not depend on is warned about.
+//!
+//! Every structure of the API is taken apart without `..`, so that a field added upstream does not compile here
+//! until somebody has decided what it means. A field bound to `_` is either honoured elsewhere or of no concern to
+//! a node agent; the comments say which.
+
+mod container;
+mod volume;
+
+use std::fmt;
+
+use k8s_openapi::api::core::v1::{Pod, PodOS, PodSecurityContext, PodSpec, ResourceRequirements, SELinuxOptions};
+
+pub use self::volume::volume_kind;
+
+/// Annotations by which AppArmor profiles were chosen before there was a field; upstream still reads them.
+const APP_ARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
+
+/// What follows from a field that is not honoured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Consequence {
+    /// The pod runs without it; the problem is shown as a warning.
+    Warned,
+    /// The pod must not run: it would not be what its manifest describes.
+    Refused,
+}
+
+/// One field that is not honoured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldIssue {
+    /// Path from the pod's root: `spec.containers[0].livenessProbe`.
+    pub field: String,
+    /// What is the matter, without the path: `probes are not supported yet`.
+    pub message: String,
+    /// What follows.
+    pub consequence: Consequence,
+}
+
+impl fmt::Display for FieldIssue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// All fields of `pod` that are set and not honoured, in the order of the API.
+pub fn unsupported(pod: &Pod) -> Vec<FieldIssue> {
+    let mut issues = Issues::default();
+    for (key, profile) in pod.metadata.annotations.iter().flatten() {
+        if key.starts_with(APP_ARMOR_ANNOTATION) && profile != "unconfined" {
+            issues.refuse(format!("metadata.annotations[{key}]"), "AppArmor profiles are not supported yet");
+        }
+    }
+    if let Some(spec) = &pod.spec {
+        check_spec(spec, &mut issues);
+    }
+    issues.0
+}
+
+/// Issues in the order they are found.
+#[derive(Default)]
+struct Issues(Vec<FieldIssue>);
+
+impl Issues {
+    fn refuse(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.0.push(FieldIssue { field: field.into(), message: message.into(), consequence: Consequence::Refused });
+    }
+
+    fn refuse_if(&mut self, set: bool, field: impl Into<String>, message: &str) {
+        if set {
+            self.refuse(field, message);
+        }
+    }
+
+    fn warn(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.0.push(FieldIssue { field: field.into(), message: message.into(), consequence: Consequence::Warned });
+    }
+}
+
+/// Whether a list is there and holds something.
+fn any<T>(list: &Option<Vec<T>>) -> bool {
+    list.as_ref().is_some_and(|list| !list.is_empty())
+}
+
+fn check_spec(spec: &PodSpec, issues: &mut Issues) {
+    let PodSpec {
+        containers,
+        ephemeral_containers,
+        host_users,
+        hostname_override,
+        image_pull_secrets,
+        init_containers,
+        os,
+        readiness_gates,
+        resource_claims,
+        resources,
+        runtime_class_name,
+        security_context,
+        volumes,
+        // Honoured by the sandbox, its network and its cgroups.
+        dns_config: _,
+        dns_policy: _,
+        host_aliases: _,
+        host_ipc: _,
+        host_network: _,
+        host_pid: _,
+        hostname: _,
+        overhead: _,
+        set_hostname_as_fqdn: _,
+        share_process_namespace: _,
+        subdomain: _,
+        // Honoured by the pod's life cycle.
+        active_deadline_seconds: _,
+        restart_policy: _,
+        termination_grace_period_seconds: _,
+        // Decided before a pod reaches its node; a manifest has chosen its node by where it lies.
+        affinity: _,
+        node_name: _,
+        node_selector: _,
+        preemption_policy: _,
+        priority: _,
+        priority_class_name: _,
+        scheduler_name: _,
+        scheduling_gates: _,
+        scheduling_group: _,
+        tolerations: _,
+        topology_spread_constraints: _,
+        // Meaningful with an API server only: there are no services and no tokens without one.
+        automount_service_account_token: _,
+        enable_service_links: _,
+        service_account: _,
+        service_account_name: _,
+    } = spec;
+
+    for (index, container) in init_containers.iter().flatten().enumerate() {
+        container::check(container, &format!("spec.initContainers[{index}]"), issues);
+    }
+    for (index, container) in containers.iter().enumerate() {
+        container::check(container, &format!("spec.containers[{index}]"), issues);
+    }
+    issues.refuse_if(
+        any(ephemeral_containers),
+        "spec.ephemeralContainers",
+        "ephemeral containers are not supported yet",
+    );
+    issues.refuse_if(*host_users == Some(false), "spec.hostUsers", "user namespaces are not supported yet");
+    issues.refuse_if(
+        hostname_override.is_some(),
+        "spec.hostnameOverride",
+        "overriding the host name is not supported yet; hostname and setHostnameAsFQDN are",
+    );
+    if any(image_pull_secrets) {
+        // As upstream does when it cannot find one: the pull goes on without and may be allowed all the same.
+        issues.warn("spec.imagePullSecrets", "secrets are not supported yet; images are pulled without these");
+    }
+    if let Some(PodOS { name }) = os {
+        issues.refuse_if(name != "linux", "spec.os.name", "only linux pods run on this node");
+    }
+    issues.refuse_if(any(readiness_gates), "spec.readinessGates", "readiness gates are not supported yet");
+    issues.refuse_if(any(resource_claims), "spec.resourceClaims", "resource claims are not supported yet");
+    if let Some(ResourceRequirements { claims, limits, requests }) = resources {
+        let set = any(claims) || [limits, requests].into_iter().flatten().any(|list| !list.is_empty());
+        issues.refuse_if(
+            set,
+            "spec.resources",
+            "resources of the pod as a whole are not supported yet; set them on its containers",
+        );
+    }
+    issues.refuse_if(
+        runtime_class_name.as_ref().is_some_and(|name| !name.is_empty()),
+        "spec.runtimeClassName",
+        "runtime classes are not supported yet",
+    );
+    if let Some(context) = security_context {
+        check_pod_security(context, issues);
+    }
+    for (index, volume) in volumes.iter().flatten().enumerate() {
+        volume::check(volume, &format!("spec.volumes[{index}]"), issues);
+    }
+}
+
+fn check_pod_security(context: &PodSecurityContext, issues: &mut Issues) {
+    let PodSecurityContext {
+        app_armor_profile,
+        se_linux_options,
+        windows_options,
+        // Honoured. fsGroupChangePolicy says when a volume that outlives its pod is changed; no kind supported here does.
+        fs_group: _,
+        fs_group_change_policy: _,
+        run_as_group: _,
+        run_as_non_root: _,
+        run_as_user: _,
+        seccomp_profile: _,
+        supplemental_groups: _,
+        supplemental_groups_policy: _,
+        sysctls: _,
+        // How labels are put on volumes; without labels there is nothing to do.
+        se_linux_change_policy: _,
+    } = context;
+    const PATH: &str = "spec.securityContext";
+    if app_armor_profile.as_ref().is_some_and(|profile| profile.type_ != "Unconfined") {
+        issues.refuse(format!("{PATH}.appArmorProfile"), "AppArmor profiles are not supported yet");
+    }
+    issues.refuse_if(
+        se_linux_options.as_ref().is_some_and(has_labels),
+        format!("{PATH}.seLinuxOptions"),
+        "SELinux labels are not supported yet",
+    );
+    if windows_options.is_some() {
+        issues.warn(format!("{PATH}.windowsOptions"), "has no meaning on this node");
+    }
+}
+
+/// Whether a label is asked for at all.
+fn has_labels(options: &SELinuxOptions) -> bool {
+    let SELinuxOptions { level, role, type_, user } = options;
+    [level, role, type_, user].into_iter().flatten().any(|part| !part.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn healthy() -> Value {
+        json!({
+            "metadata": {"name": "web", "namespace": "default", "uid": "u"},
+            "spec": {
+                "hostNetwork": false, "schedulerName": "default-scheduler", "serviceAccountName": "default",
+                "activeDeadlineSeconds": 3, "tolerations": [{"operator": "Exists"}], "priorityClassName": "system-node-critical",
+                "containers": [{
+                    "name": "app", "image": "busybox", "ports": [{"containerPort": 80, "hostPort": 8080}],
+                    "resources": {"limits": {"cpu": "1", "memory": "64Mi", "hugepages-2Mi": "2Mi"}},
+                    "env": [{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+                    "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+                    "securityContext": {"privileged": true, "appArmorProfile": {"type": "Unconfined"}},
+                }],
+                "initContainers": [{"name": "first", "image": "busybox"}],
+                "securityContext": {"fsGroup": 7, "seLinuxOptions": {}},
+                "volumes": [
+                    {"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+                    {"name": "host", "hostPath": {"path": "/srv", "type": "Directory"}},
+                ],
+            },
+        })
+    }
+
+    /// The healthy pod with the value at a JSON pointer's place replaced.
+    fn issues_with(pointer: &str, value: Value) -> Vec<FieldIssue> {
+        let mut pod = healthy();
+        match pod.pointer_mut(pointer) {
+            Some(place) => *place = value,
+            None => {
+                let (parent, key) = pointer.rsplit_once('/').unwrap();
+                pod.pointer_mut(parent).unwrap()[key] = value;
+            }
+        }
+        unsupported(&serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn a_pod_of_supported_fields_has_no_issues() {
+        assert_eq!(unsupported(&serde_json::from_value(healthy()).unwrap()), []);
+    }
+
+    #[test]
+    fn what_is_not_honoured_is_named_by_its_path() {
+        let probe = json!({"tcpSocket": {"port": 80}});
+        let hook = json!({"exec": {"command": ["true"]}});
+        let cases: &[(&str, Value, &str)] = &[
+            ("/spec/ephemeralContainers", json!([{"name": "debug"}]), "spec.ephemeralContainers"),
+            ("/spec/hostUsers", json!(false), "spec.hostUsers"),
+            ("/spec/hostnameOverride", json!("x"), "spec.hostnameOverride"),
+            ("/spec/os", json!({"name": "windows"}), "spec.os.name"),
+            ("/spec/readinessGates", json!([{"conditionType": "x"}]), "spec.readinessGates"),
+            ("/spec/resourceClaims", json!([{"name": "x"}]), "spec.resourceClaims"),
+            ("/spec/resources", json!({"limits": {"cpu": "1"}}), "spec.resources"),
+            ("/spec/runtimeClassName", json!("kata"), "spec.runtimeClassName"),
+            (
+                "/spec/securityContext/appArmorProfile",
+                json!({"type": "RuntimeDefault"}),
+                "spec.securityContext.appArmorProfile",
+            ),
+            ("/spec/securityContext/seLinuxOptions", json!({"level": "s0"}), "spec.securityContext.seLinuxOptions"),
+            ("/spec/containers/0/livenessProbe", probe.clone(), "spec.containers[0].livenessProbe"),
+            ("/spec/containers/0/readinessProbe", probe.clone(), "spec.containers[0].readinessProbe"),
+            ("/spec/containers/0/startupProbe", probe, "spec.containers[0].startupProbe"),
+            ("/spec/containers/0/lifecycle", json!({"preStop": hook}), "spec.containers[0].lifecycle.preStop"),
+            ("/spec/containers/0/lifecycle", json!({"postStart": hook}), "spec.containers[0].lifecycle.postStart"),
+            (
+                "/spec/containers/0/envFrom",
+                json!([{"secretRef": {"name": "x"}}]),
+                "spec.containers[0].envFrom[0].secretRef",
+            ),
+            (
+                "/spec/containers/0/env",
+                json!([{"name": "A", "value": "1"}, {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}}]),
+                "spec.containers[0].env[1].valueFrom.configMapKeyRef",
+            ),
+            (
+                "/spec/containers/0/volumeDevices",
+                json!([{"name": "x", "devicePath": "/dev/x"}]),
+                "spec.containers[0].volumeDevices",
+            ),
+            ("/spec/containers/0/restartPolicy", json!("Never"), "spec.containers[0].restartPolicy"),
+            (
+                "/spec/containers/0/resources",
+                json!({"limits": {"example.com/gpu": "1"}}),
+                "spec.containers[0].resources.limits[example.com/gpu]",
+            ),
+            (
+                "/spec/containers/0/securityContext/procMount",
+                json!("Unmasked"),
+                "spec.containers[0].securityContext.procMount",
+            ),
+            ("/spec/initContainers/0/restartPolicy", json!("Always"), "spec.initContainers[0].restartPolicy"),
+            ("/spec/volumes/1", json!({"name": "v", "nfs": {"server": "s", "path": "/"}}), "spec.volumes[1].nfs"),
+            ("/spec/volumes/1", json!({"name": "v", "configMap": {"name": "c"}}), "spec.volumes[1].configMap"),
+            ("/spec/volumes/0/emptyDir", json!({"medium": "HugePages-2Mi"}), "spec.volumes[0].emptyDir.medium"),
+        ];
+        for (pointer, value, field) in cases {
+            let issues = issues_with(pointer, value.clone());
+            let found: Vec<_> = issues.iter().map(|issue| (issue.field.as_str(), issue.consequence)).collect();
+            assert_eq!(found, [(*field, Consequence::Refused)], "{pointer}");
+        }
+        let issues =
+            issues_with("/metadata/annotations", json!({format!("{APP_ARMOR_ANNOTATION}app"): "runtime/default"}));
+        assert_eq!(issues.len(), 1);
+    }
+
+    #[test]
+    fn what_the_pod_does_not_depend_on_is_only_warned_about() {
+        let cases: &[(&str, Value, &str)] = &[
+            ("/spec/imagePullSecrets", json!([{"name": "x"}]), "spec.imagePullSecrets"),
+            ("/spec/securityContext/windowsOptions", json!({}), "spec.securityContext.windowsOptions"),
+            (
+                "/spec/containers/0/resources",
+                json!({"limits": {"ephemeral-storage": "1Gi"}}),
+                "spec.containers[0].resources.limits[ephemeral-storage]",
+            ),
+            ("/spec/volumes/0/emptyDir", json!({"sizeLimit": "1Gi"}), "spec.volumes[0].emptyDir.sizeLimit"),
+        ];
+        for (pointer, value, field) in cases {
+            let issues = issues_with(pointer, value.clone());
+            let found: Vec<_> = issues.iter().map(|issue| (issue.field.as_str(), issue.consequence)).collect();
+            assert_eq!(found, [(*field, Consequence::Warned)], "{pointer}");
+        }
+    }
+}

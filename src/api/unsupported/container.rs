@@ -1,0 +1,176 @@
+//! The fields of a container.
+
+use k8s_openapi::api::core::v1::{
+    Container, EnvFromSource, EnvVar, EnvVarSource, Lifecycle, ResourceRequirements, SecurityContext, VolumeMount,
+};
+
+use super::{Issues, any, has_labels};
+
+/// Resources a container may be limited in.
+fn is_enforced(resource: &str) -> bool {
+    resource == "cpu" || resource == "memory" || resource.starts_with("hugepages-")
+}
+
+pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
+    let Container {
+        env,
+        env_from,
+        lifecycle,
+        liveness_probe,
+        readiness_probe,
+        resources,
+        restart_policy,
+        restart_policy_rules,
+        security_context,
+        startup_probe,
+        volume_devices,
+        volume_mounts,
+        // Honoured.
+        args: _,
+        command: _,
+        image: _,
+        image_pull_policy: _,
+        name: _,
+        ports: _,
+        stdin: _,
+        stdin_once: _,
+        termination_message_path: _,
+        termination_message_policy: _,
+        tty: _,
+        working_dir: _,
+        // Says what happens at a resize, and nothing resizes the pod of a manifest: a changed one is a new pod.
+        resize_policy: _,
+    } = container;
+
+    for (index, variable) in env.iter().flatten().enumerate() {
+        check_variable(variable, &format!("{path}.env[{index}]"), issues);
+    }
+    for (index, source) in env_from.iter().flatten().enumerate() {
+        check_env_from(source, &format!("{path}.envFrom[{index}]"), issues);
+    }
+    if let Some(lifecycle) = lifecycle {
+        check_lifecycle(lifecycle, path, issues);
+    }
+    for (name, probe) in
+        [("livenessProbe", liveness_probe), ("readinessProbe", readiness_probe), ("startupProbe", startup_probe)]
+    {
+        issues.refuse_if(probe.is_some(), format!("{path}.{name}"), "probes are not supported yet");
+    }
+    if let Some(resources) = resources {
+        check_resources(resources, path, issues);
+    }
+    issues.refuse_if(
+        restart_policy.as_ref().is_some_and(|policy| !policy.is_empty()),
+        format!("{path}.restartPolicy"),
+        "a restart policy of its own (a sidecar's, for example) is not supported yet",
+    );
+    issues.refuse_if(
+        any(restart_policy_rules),
+        format!("{path}.restartPolicyRules"),
+        "restart rules are not supported yet",
+    );
+    if let Some(context) = security_context {
+        check_security(context, &format!("{path}.securityContext"), issues);
+    }
+    issues.refuse_if(any(volume_devices), format!("{path}.volumeDevices"), "block volumes are not supported yet");
+    for mount in volume_mounts.iter().flatten() {
+        // Every field of a mount is honoured.
+        let VolumeMount {
+            mount_path: _,
+            mount_propagation: _,
+            name: _,
+            read_only: _,
+            recursive_read_only: _,
+            sub_path: _,
+            sub_path_expr: _,
+        } = mount;
+    }
+}
+
+fn check_variable(variable: &EnvVar, path: &str, issues: &mut Issues) {
+    let EnvVar { name: _, value: _, value_from } = variable;
+    let Some(source) = value_from else { return };
+    let EnvVarSource { config_map_key_ref, file_key_ref, secret_key_ref, field_ref: _, resource_field_ref: _ } = source;
+    let path = format!("{path}.valueFrom");
+    issues.refuse_if(
+        config_map_key_ref.is_some(),
+        format!("{path}.configMapKeyRef"),
+        "config maps are not supported yet",
+    );
+    issues.refuse_if(
+        file_key_ref.is_some(),
+        format!("{path}.fileKeyRef"),
+        "variables from files are not supported yet",
+    );
+    issues.refuse_if(secret_key_ref.is_some(), format!("{path}.secretKeyRef"), "secrets are not supported yet");
+}
+
+fn check_env_from(source: &EnvFromSource, path: &str, issues: &mut Issues) {
+    let EnvFromSource { config_map_ref, prefix: _, secret_ref } = source;
+    issues.refuse_if(config_map_ref.is_some(), format!("{path}.configMapRef"), "config maps are not supported yet");
+    issues.refuse_if(secret_ref.is_some(), format!("{path}.secretRef"), "secrets are not supported yet");
+}
+
+fn check_lifecycle(lifecycle: &Lifecycle, path: &str, issues: &mut Issues) {
+    // stopSignal is honoured.
+    let Lifecycle { post_start, pre_stop, stop_signal: _ } = lifecycle;
+    for (name, hook) in [("postStart", post_start), ("preStop", pre_stop)] {
+        issues.refuse_if(hook.is_some(), format!("{path}.lifecycle.{name}"), "lifecycle hooks are not supported yet");
+    }
+}
+
+fn check_resources(resources: &ResourceRequirements, path: &str, issues: &mut Issues) {
+    let ResourceRequirements { claims, limits, requests } = resources;
+    issues.refuse_if(any(claims), format!("{path}.resources.claims"), "resource claims are not supported yet");
+    for name in limits.iter().flatten().map(|(name, _)| name) {
+        let field = format!("{path}.resources.limits[{name}]");
+        if name == "ephemeral-storage" {
+            issues.warn(field, "limits of local storage are not enforced yet");
+        } else if !is_enforced(name) {
+            issues.refuse(field, "no device plugin on this node offers such a resource");
+        }
+    }
+    // A request is a matter of scheduling, except where it stands for a device. One that has a limit beside it has
+    // been named above.
+    let limited = |name: &String| limits.as_ref().is_some_and(|limits| limits.contains_key(name));
+    for name in requests.iter().flatten().map(|(name, _)| name) {
+        if name != "ephemeral-storage" && !is_enforced(name) && !limited(name) {
+            let field = format!("{path}.resources.requests[{name}]");
+            issues.refuse(field, "no device plugin on this node offers such a resource");
+        }
+    }
+}
+
+fn check_security(context: &SecurityContext, path: &str, issues: &mut Issues) {
+    let SecurityContext {
+        app_armor_profile,
+        proc_mount,
+        se_linux_options,
+        windows_options,
+        // Honoured.
+        allow_privilege_escalation: _,
+        capabilities: _,
+        privileged: _,
+        read_only_root_filesystem: _,
+        run_as_group: _,
+        run_as_non_root: _,
+        run_as_user: _,
+        seccomp_profile: _,
+    } = context;
+    if app_armor_profile.as_ref().is_some_and(|profile| profile.type_ != "Unconfined") {
+        issues.refuse(format!("{path}.appArmorProfile"), "AppArmor profiles are not supported yet");
+    }
+    issues.refuse_if(
+        proc_mount.as_deref() == Some("Unmasked"),
+        format!("{path}.procMount"),
+        "Unmasked needs hostUsers: false, and user namespaces are not supported yet",
+    );
+    issues.refuse_if(
+        se_linux_options.as_ref().is_some_and(has_labels),
+        format!("{path}.seLinuxOptions"),
+        "SELinux labels are not supported yet",
+    );
+    if windows_options.is_some() {
+        issues.warn(format!("{path}.windowsOptions"), "has no meaning on this node");
+    }
+}

@@ -1,0 +1,102 @@
+//! The kinds of volumes.
+
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, Volume};
+
+use super::Issues;
+
+pub(super) fn check(volume: &Volume, path: &str, issues: &mut Issues) {
+    let (kind, supported) = volume_kind(volume);
+    if !supported {
+        issues.refuse(format!("{path}.{kind}"), format!("volumes of the kind {kind} are not supported yet"));
+    }
+    if let Some(EmptyDirVolumeSource { medium, size_limit }) = &volume.empty_dir {
+        let medium = medium.as_deref().unwrap_or_default();
+        issues.refuse_if(
+            medium.starts_with("HugePages"),
+            format!("{path}.emptyDir.medium"),
+            "huge pages as a medium are not supported yet",
+        );
+        if medium.is_empty() && size_limit.is_some() {
+            issues.warn(format!("{path}.emptyDir.sizeLimit"), "is enforced for medium Memory only");
+        }
+    }
+    if let Some(source) = &volume.host_path {
+        // Both are honoured.
+        let HostPathVolumeSource { path: _, type_: _ } = source;
+    }
+}
+
+/// The kind of a volume as its field is called, and whether berth can provide it. A volume that names no kind is
+/// an emptyDir, as upstream.
+pub fn volume_kind(volume: &Volume) -> (&'static str, bool) {
+    let Volume {
+        name: _,
+        empty_dir,
+        host_path,
+        aws_elastic_block_store,
+        azure_disk,
+        azure_file,
+        cephfs,
+        cinder,
+        config_map,
+        csi,
+        downward_api,
+        ephemeral,
+        fc,
+        flex_volume,
+        flocker,
+        gce_persistent_disk,
+        git_repo,
+        glusterfs,
+        image,
+        iscsi,
+        nfs,
+        persistent_volume_claim,
+        photon_persistent_disk,
+        portworx_volume,
+        projected,
+        quobyte,
+        rbd,
+        scale_io,
+        secret,
+        storageos,
+        vsphere_volume,
+    } = volume;
+    let others = [
+        ("awsElasticBlockStore", aws_elastic_block_store.is_some()),
+        ("azureDisk", azure_disk.is_some()),
+        ("azureFile", azure_file.is_some()),
+        ("cephfs", cephfs.is_some()),
+        ("cinder", cinder.is_some()),
+        ("configMap", config_map.is_some()),
+        ("csi", csi.is_some()),
+        ("downwardAPI", downward_api.is_some()),
+        ("ephemeral", ephemeral.is_some()),
+        ("fc", fc.is_some()),
+        ("flexVolume", flex_volume.is_some()),
+        ("flocker", flocker.is_some()),
+        ("gcePersistentDisk", gce_persistent_disk.is_some()),
+        ("gitRepo", git_repo.is_some()),
+        ("glusterfs", glusterfs.is_some()),
+        ("image", image.is_some()),
+        ("iscsi", iscsi.is_some()),
+        ("nfs", nfs.is_some()),
+        ("persistentVolumeClaim", persistent_volume_claim.is_some()),
+        ("photonPersistentDisk", photon_persistent_disk.is_some()),
+        ("portworxVolume", portworx_volume.is_some()),
+        ("projected", projected.is_some()),
+        ("quobyte", quobyte.is_some()),
+        ("rbd", rbd.is_some()),
+        ("scaleIO", scale_io.is_some()),
+        ("secret", secret.is_some()),
+        ("storageos", storageos.is_some()),
+        ("vsphereVolume", vsphere_volume.is_some()),
+    ];
+    if let Some((kind, _)) = others.into_iter().find(|(_, set)| *set) {
+        return (kind, false);
+    }
+    match (empty_dir, host_path) {
+        (None, Some(_)) => ("hostPath", true),
+        _ => ("emptyDir", true),
+    }
+}

@@ -1,0 +1,156 @@
+//! Whether a pod is well-formed, by the rules an API server applies when one is created
+//! (`ValidatePodCreate` in `pkg/apis/core/validation` upstream) as far as they matter on a node. Errors name the field
+//! and use upstream's words, which people know and search for.
+//!
+//! A pod must have its defaults before it is validated.
+
+use std::fmt;
+
+use k8s_openapi::api::core::v1::Pod;
+
+mod container;
+mod env;
+mod handler;
+mod mounts;
+mod names;
+mod resources;
+mod scheduling;
+mod security;
+mod spec;
+mod volumes;
+
+#[cfg(test)]
+mod tests;
+
+/// Most bytes of all annotations together.
+const MAX_ANNOTATIONS: usize = 256 << 10;
+
+/// A field and what is wrong with it: `spec.containers[0].name: Required value`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {cause}")]
+pub struct FieldError {
+    /// Path of the field.
+    pub path: String,
+    /// What is wrong: `Invalid value: "x": …`.
+    pub cause: String,
+}
+
+impl FieldError {
+    /// It must be set.
+    pub fn required(path: impl Into<String>) -> FieldError {
+        FieldError { path: path.into(), cause: "Required value".to_owned() }
+    }
+
+    /// It must be set, because of something that `detail` says.
+    pub fn required_because(path: impl Into<String>, detail: impl fmt::Display) -> FieldError {
+        FieldError { path: path.into(), cause: format!("Required value: {detail}") }
+    }
+
+    /// Its value breaks the rule in `detail`. Strings are shown quoted.
+    pub fn invalid(path: impl Into<String>, value: impl fmt::Debug, detail: impl fmt::Display) -> FieldError {
+        FieldError { path: path.into(), cause: format!("Invalid value: {value:?}: {detail}") }
+    }
+
+    /// Its value is none of `supported`.
+    pub fn unsupported(path: impl Into<String>, value: &str, supported: &[&str]) -> FieldError {
+        let supported = supported.iter().map(|value| format!("{value:?}")).collect::<Vec<_>>().join(", ");
+        FieldError { path: path.into(), cause: format!("Unsupported value: {value:?}: supported values: {supported}") }
+    }
+
+    /// Its value appears before.
+    pub fn duplicate(path: impl Into<String>, value: impl fmt::Debug) -> FieldError {
+        FieldError { path: path.into(), cause: format!("Duplicate value: {value:?}") }
+    }
+
+    /// It names something that does not exist.
+    pub fn not_found(path: impl Into<String>, value: &str) -> FieldError {
+        FieldError { path: path.into(), cause: format!("Not found: {value:?}") }
+    }
+
+    /// It must not be set here.
+    pub fn forbidden(path: impl Into<String>, detail: impl fmt::Display) -> FieldError {
+        FieldError { path: path.into(), cause: format!("Forbidden: {detail}") }
+    }
+
+    /// It is longer than `limit` bytes.
+    pub fn too_long(path: impl Into<String>, limit: usize) -> FieldError {
+        FieldError { path: path.into(), cause: format!("Too long: may not be more than {limit} bytes") }
+    }
+}
+
+/// Everything wrong with one object.
+#[derive(Debug, Default)]
+struct Errors(Vec<FieldError>);
+
+impl Errors {
+    fn push(&mut self, error: FieldError) {
+        self.0.push(error);
+    }
+
+    /// Adds one error per broken rule of a checker.
+    fn check(&mut self, path: &str, value: &str, broken: Vec<String>) {
+        self.0.extend(broken.into_iter().map(|rule| FieldError::invalid(path, value, rule)));
+    }
+
+    /// Refuses a value that is set and none of `supported`; an empty one is required.
+    fn one_of(&mut self, path: &str, value: Option<&str>, supported: &[&str]) {
+        match value.unwrap_or_default() {
+            "" => self.push(FieldError::required(path)),
+            value if supported.contains(&value) => {}
+            value => self.push(FieldError::unsupported(path, value, supported)),
+        }
+    }
+
+    /// Like [`Errors::one_of`] for a value that need not be set.
+    fn one_of_if_set(&mut self, path: &str, value: Option<&str>, supported: &[&str]) {
+        if let Some(value) = value {
+            self.one_of(path, Some(value), supported);
+        }
+    }
+
+    fn not_negative(&mut self, path: &str, value: Option<i64>) {
+        if let Some(value) = value.filter(|value| *value < 0) {
+            self.push(FieldError::invalid(path, value, "must be greater than or equal to 0"));
+        }
+    }
+
+    fn between(&mut self, path: &str, value: i64, least: i64, most: i64) {
+        if !(least..=most).contains(&value) {
+            self.push(FieldError::invalid(path, value, format!("must be between {least} and {most}, inclusive")));
+        }
+    }
+}
+
+/// All errors of a pod, in the order of its fields; none means that it may run.
+pub fn validate_pod(pod: &Pod) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    metadata(pod, &mut errors);
+    match &pod.spec {
+        Some(spec) => spec::validate(spec, &mut errors),
+        None => errors.push(FieldError::required("spec")),
+    }
+    errors.0
+}
+
+fn metadata(pod: &Pod, errors: &mut Errors) {
+    let metadata = &pod.metadata;
+    match metadata.name.as_deref().unwrap_or_default() {
+        "" => errors.push(FieldError::required_because("metadata.name", "name or generateName is required")),
+        name => errors.check("metadata.name", name, names::subdomain(name)),
+    }
+    match metadata.namespace.as_deref().unwrap_or_default() {
+        "" => errors.push(FieldError::required("metadata.namespace")),
+        namespace => errors.check("metadata.namespace", namespace, names::label(namespace)),
+    }
+    if let Some(labels) = &metadata.labels {
+        names::labels("metadata.labels", labels, errors);
+    }
+    let mut size = 0;
+    for (key, value) in metadata.annotations.iter().flatten() {
+        errors.check("metadata.annotations", key, names::qualified(&key.to_lowercase()));
+        size += key.len() + value.len();
+    }
+    if size > MAX_ANNOTATIONS {
+        errors.push(FieldError::too_long("metadata.annotations", MAX_ANNOTATIONS));
+    }
+}

@@ -1,0 +1,69 @@
+//! `berth node`, wired: the worker and the servers in front of it.
+
+use std::{error::Error, sync::Arc};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use super::image_adapter::StoreImages;
+use crate::{
+    config::NodeConfig,
+    server::{
+        local::{ServerState, Version, router},
+        logs::LogWatch,
+        socket, stream,
+    },
+    worker::run::Agent,
+};
+
+/// Runs the agent until SIGTERM or SIGINT. Pods stay as they are.
+///
+/// # Errors
+/// The agent could not start; nothing was changed then that the next start does not find again.
+pub async fn run(config: NodeConfig) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let layout = config.layout.clone();
+    let node_name = config.node_name.clone();
+    let agent = Agent::start(config).await?;
+    let state = ServerState {
+        node: agent.node.clone(),
+        images: Arc::new(StoreImages { store: agent.shared().images.clone(), node: agent.node.clone() }),
+        layout: layout.clone(),
+        version: Version {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: node_name,
+            pid: std::process::id(),
+            started: jiff::Timestamp::now(),
+        },
+        watch: LogWatch::default(),
+    };
+    let api = socket::bind_api(&layout.api_socket())?;
+    let streams = socket::bind_stream(&layout.stream_socket())?;
+    let node: Arc<dyn crate::worker::handle::Node> = agent.node.clone();
+    let (shutdown, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(socket::serve(api, router(state), async {
+        let _ = stopped.await;
+    }));
+    let streaming = tokio::spawn(stream::serve(streams, node));
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    info!("ready");
+    agent
+        .run(async move {
+            tokio::select! {
+                _ = terminate.recv() => info!("SIGTERM: stopping"),
+                _ = interrupt.recv() => info!("SIGINT: stopping"),
+            }
+        })
+        .await;
+    // What is being answered is finished; a follower of a log is cut off with the runtime.
+    let _ = shutdown.send(());
+    streaming.abort();
+    if tokio::time::timeout(std::time::Duration::from_millis(500), serving).await.is_err() {
+        info!("requests still under way are cut off");
+    }
+    for path in [layout.api_socket(), layout.stream_socket()] {
+        if let Err(error) = std::fs::remove_file(&path) {
+            warn!(path = %path.display(), %error, "remove a socket, ignoring");
+        }
+    }
+    Ok(())
+}

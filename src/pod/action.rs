@@ -1,0 +1,104 @@
+//! The verbs a plan is made of. Every one may be repeated: done twice it is Ok and changes nothing.
+
+/// One thing to do now. All actions of a plan may run at once.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Action {
+    /// Make the pod's directories.
+    EnsureDirs,
+    /// Hold addresses, record them, and write the files under `etc`.
+    LeaseAddresses,
+    /// Set up one volume.
+    MountVolume(String),
+    /// Make a container's image present, by its pull policy.
+    ResolveImage {
+        /// Container.
+        container: String,
+        /// Attempt it is for.
+        attempt: u32,
+    },
+    /// Make cgroups and start the supervisor.
+    CreateSandbox,
+    /// Connect the sandbox to the pod network.
+    AttachNetwork,
+    /// Start an attempt.
+    StartContainer {
+        /// Container.
+        container: String,
+        /// Attempt.
+        attempt: u32,
+    },
+    /// Send the stop signal.
+    StopContainer {
+        /// Container.
+        container: String,
+        /// Attempt.
+        attempt: u32,
+    },
+    /// SIGKILL everything in the container's cgroup.
+    KillContainer {
+        /// Container.
+        container: String,
+        /// Attempt.
+        attempt: u32,
+    },
+    /// Delete the records and the writable layer of an old attempt.
+    RemoveAttempt {
+        /// Container.
+        container: String,
+        /// Attempt.
+        attempt: u32,
+    },
+    /// End the supervisor, and with it the namespaces.
+    StopSandbox,
+    /// Remove link and nftables elements.
+    DetachNetwork,
+    /// Remove the pod's cgroups, killing what is in them.
+    RemoveCgroups,
+    /// Unmount and remove the volumes.
+    UnmountVolumes,
+    /// Give the addresses back.
+    ReleaseAddresses,
+    /// Remove the logs, then the pod's directory, the record last.
+    ForgetPod,
+}
+
+impl Action {
+    /// Whether it builds up (and so must not be running when things are taken down).
+    pub fn builds(&self) -> bool {
+        matches!(
+            self,
+            Action::EnsureDirs
+                | Action::LeaseAddresses
+                | Action::MountVolume(_)
+                | Action::CreateSandbox
+                | Action::AttachNetwork
+                | Action::StartContainer { .. }
+        )
+    }
+
+    /// Whether dropping it half-way is safe.
+    pub fn may_be_cancelled(&self) -> bool {
+        matches!(self, Action::ResolveImage { .. })
+    }
+
+    /// The container it is about.
+    pub fn container(&self) -> Option<&str> {
+        match self {
+            Action::ResolveImage { container, .. }
+            | Action::StartContainer { container, .. }
+            | Action::StopContainer { container, .. }
+            | Action::KillContainer { container, .. }
+            | Action::RemoveAttempt { container, .. } => Some(container),
+            _ => None,
+        }
+    }
+
+    /// Whether a failure of it is about the same thing as a failure of `other` (attempts aside).
+    pub fn same_subject(&self, other: &Action) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+            && match (self, other) {
+                (Action::MountVolume(a), Action::MountVolume(b)) => a == b,
+                _ => self.container() == other.container(),
+            }
+    }
+}

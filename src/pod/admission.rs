@@ -1,0 +1,374 @@
+//! Whether a pod may run on this node, decided once, before anything is done for it. Reasons and messages are those of
+//! upstream's node agent (`pkg/kubelet/lifecycle/predicate.go`, `pkg/kubelet/sysctl`).
+//!
+//! A pod that runs is never judged again: what was admitted stays admitted when the facts of the node change.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use k8s_openapi::api::core::v1::{Container, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec};
+
+use crate::api::{
+    quantity::Quantity,
+    resources::{self, CPU, Resources},
+    sysctl::is_allowed,
+};
+
+/// The resource that counts pods.
+pub const PODS: &str = "pods";
+/// Label with the node's operating system.
+const OS_LABEL: &str = "kubernetes.io/os";
+
+/// What admission has to know about the node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeFacts {
+    /// Name of the node.
+    pub name: String,
+    /// Labels of the node (`kubernetes.io/hostname`, `kubernetes.io/arch`, those of the configuration).
+    pub labels: BTreeMap<String, String>,
+    /// What pods may have together: `cpu`, `memory`, `pods`, `ephemeral-storage`, `hugepages-<size>`. One that is
+    /// missing is not limited, but for huge pages, of which there are none then.
+    pub allocatable: Resources,
+    /// `allowedUnsafeSysctls` of the configuration; `kernel.msg*` stands for all that begin so.
+    pub allowed_sysctls: Vec<String>,
+    /// Ports that something other than pods holds on the host.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A port on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// Address it is bound to; `None` for all.
+    pub address: Option<IpAddr>,
+    /// Number.
+    pub port: i32,
+}
+
+impl HostPort {
+    fn conflicts_with(&self, other: &HostPort) -> bool {
+        let one_address = match (self.address, other.address) {
+            (Some(one), Some(other)) => one == other,
+            _ => true,
+        };
+        self.port == other.port && self.protocol == other.protocol && one_address
+    }
+}
+
+/// Why a pod may not run here. It becomes the pod's status: phase Failed with this reason and message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct Rejection {
+    /// One word: `OutOfcpu`, `NodePorts`, `UnsupportedField`, …
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+}
+
+fn reject(reason: impl Into<String>, message: impl Into<String>) -> Result<(), Rejection> {
+    Err(Rejection { reason: reason.into(), message: message.into() })
+}
+
+/// Decides whether `pod` may run beside `others`, the pods admitted before that have not ended. `unsupported` lists the
+/// fields of the pod that this version does not honour; one is enough to reject it, for it would run otherwise than
+/// its author wrote.
+pub fn admit(pod: &Pod, others: &[&Pod], node: &NodeFacts, unsupported: &[impl fmt::Display]) -> Result<(), Rejection> {
+    let default = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default);
+    if !unsupported.is_empty() {
+        let fields = unsupported.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        return reject("UnsupportedField", fields);
+    }
+    operating_system(pod, spec)?;
+    sysctls(spec, node)?;
+    fits(spec, others, node)?;
+    if !matches_node(spec, node) {
+        return predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
+    }
+    if spec.node_name.as_deref().is_some_and(|name| !name.is_empty() && name != node.name) {
+        return predicate("NodeName", "node(s) didn't match the requested node name");
+    }
+    let taken = others.iter().filter_map(|other| other.spec.as_ref()).flat_map(host_ports);
+    let taken: Vec<HostPort> = taken.chain(node.host_ports.iter().cloned()).collect();
+    if host_ports(spec).any(|port| taken.iter().any(|other| port.conflicts_with(other))) {
+        return predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports");
+    }
+    Ok(())
+}
+
+fn predicate(name: &str, description: &str) -> Result<(), Rejection> {
+    reject(name, format!("Predicate {name} failed: {description}"))
+}
+
+fn operating_system(pod: &Pod, spec: &PodSpec) -> Result<(), Rejection> {
+    let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(OS_LABEL));
+    if label.is_some_and(|os| os != "linux") {
+        return reject(
+            "PodOSSelectorNodeLabelDoesNotMatch",
+            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
+        );
+    }
+    if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
+        return reject("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS");
+    }
+    Ok(())
+}
+
+fn sysctls(spec: &PodSpec, node: &NodeFacts) -> Result<(), Rejection> {
+    let sysctls = spec.security_context.as_ref().and_then(|context| context.sysctls.as_deref()).unwrap_or_default();
+    for sysctl in sysctls {
+        if !is_allowed(&sysctl.name, &node.allowed_sysctls) {
+            return reject("SysctlForbidden", format!("forbidden sysctl: {:?} not allowlisted", sysctl.name));
+        }
+    }
+    Ok(())
+}
+
+/// Whether what the pod asks for is left over by the others. CPU is compared (and reported) in thousandths of a core.
+fn fits(spec: &PodSpec, others: &[&Pod], node: &NodeFacts) -> Result<(), Rejection> {
+    let insufficient = |name: &str, requested: i64, used: i64, capacity: i64| {
+        let message = format!(
+            "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+        );
+        reject(format!("OutOf{name}"), message)
+    };
+    if let Some(most) = node.allocatable.get(PODS).map(Quantity::value) {
+        let used = others.len() as i64;
+        if used + 1 > most {
+            return insufficient(PODS, 1, used, most);
+        }
+    }
+    let requested = resources::pod_requests(spec);
+    if requested.values().all(Quantity::is_zero) {
+        return Ok(());
+    }
+    let mut used = Resources::new();
+    for other in others.iter().filter_map(|other| other.spec.as_ref()) {
+        for (name, amount) in resources::pod_requests(other) {
+            let sum = used.entry(name).or_default();
+            *sum = *sum + amount;
+        }
+    }
+    for (name, request) in requested.iter().filter(|(_, request)| !request.is_zero()) {
+        let none = name.starts_with(resources::HUGEPAGES_PREFIX).then_some(Quantity::ZERO);
+        let Some(capacity) = node.allocatable.get(name).copied().or(none) else { continue };
+        let in_use = used.get(name).copied().unwrap_or_default();
+        let unit = |amount: &Quantity| if name == CPU { amount.milli() } else { amount.value() };
+        let (request, in_use, capacity) = (unit(request), unit(&in_use), unit(&capacity));
+        if request > capacity.saturating_sub(in_use) {
+            return insufficient(name, request, in_use, capacity);
+        }
+    }
+    Ok(())
+}
+
+/// Ports on the host that a pod holds for as long as it runs.
+pub fn host_ports(spec: &PodSpec) -> impl Iterator<Item = HostPort> + '_ {
+    let sidecars = spec.init_containers.iter().flatten().filter(|container| resources::is_sidecar(container));
+    spec.containers
+        .iter()
+        .chain(sidecars)
+        .flat_map(|container: &Container| container.ports.iter().flatten())
+        .filter_map(|port| {
+            let number = port.host_port.filter(|number| *number != 0)?;
+            let address = port.host_ip.as_deref().and_then(|address| address.parse::<IpAddr>().ok());
+            Some(HostPort {
+                protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+                address: address.filter(|address| !address.is_unspecified()),
+                port: number,
+            })
+        })
+}
+
+fn matches_node(spec: &PodSpec, node: &NodeFacts) -> bool {
+    let selected = |(key, value): (&String, &String)| node.labels.get(key) == Some(value);
+    if !spec.node_selector.iter().flatten().all(selected) {
+        return false;
+    }
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    required.is_none_or(|required| required.node_selector_terms.iter().any(|term| matches_term(term, node)))
+}
+
+/// All requirements of a term must be met; an empty term is met by no node.
+fn matches_term(term: &NodeSelectorTerm, node: &NodeFacts) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    let has_name = |field: &NodeSelectorRequirement| field.key == "metadata.name" && meets(field, Some(&node.name));
+    (!expressions.is_empty() || !fields.is_empty())
+        && expressions.iter().all(|expression| meets(expression, node.labels.get(&expression.key)))
+        && fields.iter().all(has_name)
+}
+
+fn meets(requirement: &NodeSelectorRequirement, value: Option<&String>) -> bool {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let compare = |is: fn(&i64, &i64) -> bool| {
+        let bound = values.first().and_then(|bound| bound.parse::<i64>().ok());
+        let value = value.and_then(|value| value.parse::<i64>().ok());
+        value.zip(bound).is_some_and(|(value, bound)| is(&value, &bound))
+    };
+    match requirement.operator.as_str() {
+        "In" => value.is_some_and(|value| values.contains(value)),
+        "NotIn" => value.is_none_or(|value| !values.contains(value)),
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => compare(i64::gt),
+        "Lt" => compare(i64::lt),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SUPPORTED: [&str; 0] = [];
+
+    fn pod(spec: Value) -> Pod {
+        serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod", "spec": spec})).unwrap()
+    }
+
+    fn asking(resources: Value) -> Pod {
+        pod(json!({"containers": [{"name": "c", "resources": {"requests": resources}}]}))
+    }
+
+    fn node() -> NodeFacts {
+        let amount = |text| Quantity::parse(text).unwrap();
+        NodeFacts {
+            name: "n1".to_owned(),
+            labels: BTreeMap::from([("disk".to_owned(), "ssd".to_owned()), ("cores".to_owned(), "4".to_owned())]),
+            allocatable: Resources::from([
+                (CPU.to_owned(), amount("2")),
+                ("memory".to_owned(), amount("1Gi")),
+                (PODS.to_owned(), amount("3")),
+            ]),
+            allowed_sysctls: vec!["kernel.msg*".to_owned(), "net.core.somaxconn".to_owned()],
+            host_ports: Vec::new(),
+        }
+    }
+
+    #[track_caller]
+    fn rejected(pod: &Pod, others: &[&Pod], reason: &str, message: &str) {
+        let rejection = admit(pod, others, &node(), &SUPPORTED).unwrap_err();
+        assert_eq!((rejection.reason.as_str(), rejection.message.as_str()), (reason, message));
+    }
+
+    #[test]
+    fn what_fits_is_admitted_up_to_the_last_bit() {
+        let half = asking(json!({"cpu": "1", "memory": "512Mi"}));
+        assert_eq!(admit(&half, &[&half], &node(), &SUPPORTED), Ok(()));
+        let nothing = asking(json!({"cpu": "0"}));
+        assert_eq!(admit(&nothing, &[&half, &half], &node(), &SUPPORTED), Ok(()));
+        assert_eq!(
+            admit(&asking(json!({"example.com/gpu": "1"})), &[], &node(), &SUPPORTED),
+            Ok(()),
+            "not of this node"
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_rejected_with_the_numbers() {
+        let half = asking(json!({"cpu": "1", "memory": "512Mi"}));
+        rejected(
+            &asking(json!({"cpu": "1500m"})),
+            &[&half],
+            "OutOfcpu",
+            "Node didn't have enough resource: cpu, requested: 1500, used: 1000, capacity: 2000",
+        );
+        rejected(
+            &asking(json!({"memory": "1Gi"})),
+            &[&half],
+            "OutOfmemory",
+            "Node didn't have enough resource: memory, requested: 1073741824, used: 536870912, capacity: 1073741824",
+        );
+        rejected(
+            &asking(json!({"hugepages-2Mi": "2Mi"})),
+            &[],
+            "OutOfhugepages-2Mi",
+            "Node didn't have enough resource: hugepages-2Mi, requested: 2097152, used: 0, capacity: 0",
+        );
+        let small = asking(json!({}));
+        rejected(
+            &small,
+            &[&small, &small, &small],
+            "OutOfpods",
+            "Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3",
+        );
+    }
+
+    #[test]
+    fn host_ports_conflict_by_protocol_and_address() {
+        let holding = |port: Value| pod(json!({"containers": [{"name": "c", "ports": [port]}]}));
+        let all = holding(json!({"containerPort": 80, "hostPort": 80, "protocol": "TCP"}));
+        let message = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        rejected(&all, &[&all], "NodePorts", message);
+        let one = holding(json!({"containerPort": 1, "hostPort": 80, "hostIP": "127.0.0.1"}));
+        rejected(&one, &[&all], "NodePorts", message);
+        let any = holding(json!({"containerPort": 1, "hostPort": 80, "hostIP": "0.0.0.0"}));
+        rejected(&any, &[&one], "NodePorts", message);
+        for free in [
+            json!({"containerPort": 80}),
+            json!({"containerPort": 80, "hostPort": 81}),
+            json!({"containerPort": 80, "hostPort": 80, "protocol": "UDP"}),
+            json!({"containerPort": 80, "hostPort": 80, "hostIP": "127.0.0.2"}),
+        ] {
+            assert_eq!(admit(&holding(free), &[&one], &node(), &SUPPORTED), Ok(()));
+        }
+    }
+
+    #[test]
+    fn selectors_and_affinity_must_match_the_node() {
+        let message = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+        rejected(&pod(json!({"containers": [], "nodeSelector": {"disk": "hdd"}})), &[], "NodeAffinity", message);
+        let required = |terms: Value| {
+            pod(json!({"containers": [], "affinity": {"nodeAffinity":
+                {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}}))
+        };
+        let expression = |key: &str, operator: &str, values: &[&str]| json!([{"matchExpressions": [{"key": key, "operator": operator, "values": values}]}]);
+        for terms in [
+            expression("disk", "In", &["ssd", "nvme"]),
+            expression("disk", "NotIn", &["hdd"]),
+            expression("gone", "NotIn", &["x"]),
+            expression("disk", "Exists", &[]),
+            expression("gone", "DoesNotExist", &[]),
+            expression("cores", "Gt", &["3"]),
+            expression("cores", "Lt", &["5"]),
+            json!([{}, {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}]),
+        ] {
+            assert_eq!(admit(&required(terms.clone()), &[], &node(), &SUPPORTED), Ok(()), "{terms}");
+        }
+        for terms in [json!([{}]), expression("disk", "NotIn", &["ssd"]), expression("disk", "Gt", &["1"]), json!([])] {
+            rejected(&required(terms), &[], "NodeAffinity", message);
+        }
+        rejected(
+            &pod(json!({"containers": [], "nodeName": "n2"})),
+            &[],
+            "NodeName",
+            "Predicate NodeName failed: node(s) didn't match the requested node name",
+        );
+    }
+
+    #[test]
+    fn unsafe_sysctls_need_to_be_allowed() {
+        let with =
+            |name: &str| pod(json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}));
+        for name in ["net.ipv4.tcp_syncookies", "kernel/msgmax", "net.core.somaxconn"] {
+            assert_eq!(admit(&with(name), &[], &node(), &SUPPORTED), Ok(()), "{name}");
+        }
+        rejected(&with("kernel.sem"), &[], "SysctlForbidden", r#"forbidden sysctl: "kernel.sem" not allowlisted"#);
+    }
+
+    #[test]
+    fn other_systems_and_unsupported_fields_are_rejected() {
+        rejected(
+            &pod(json!({"containers": [], "os": {"name": "windows"}})),
+            &[],
+            "PodOSNotSupported",
+            "Failed to admit pod as the OS field doesn't match node OS",
+        );
+        let rejection = admit(&asking(json!({})), &[], &node(), &["spec.volumes[0].nfs: …", "spec.x: …"]).unwrap_err();
+        assert_eq!(rejection.to_string(), "UnsupportedField: spec.volumes[0].nfs: …; spec.x: …");
+    }
+}

@@ -1,0 +1,138 @@
+//! What one actor remembers between two plans that cannot be observed: requests, failures, timers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::{
+    api::core::v1::PodStatus,
+    jiff::{SignedDuration, Timestamp},
+};
+
+use super::{
+    action::Action,
+    admission::Rejection,
+    backoff::{Backoff, BackoffPolicy, RETRY},
+};
+
+/// The memory of one actor.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Memory {
+    /// When the agent took the pod up (`status.startTime`); durable in the ledger.
+    pub start_time: Option<Timestamp>,
+    /// Set once the pod is to go; never unset.
+    pub termination: Option<Termination>,
+    /// Why the node does not run it; durable in the ledger.
+    pub rejection: Option<Rejection>,
+    /// Actions under way.
+    pub in_flight: BTreeSet<Action>,
+    /// The last failure of an action, until it succeeds.
+    pub failures: Vec<Failure>,
+    /// Stop signals sent: container to (attempt, when).
+    pub stopping: BTreeMap<String, (u32, Timestamp)>,
+    /// Crash-loop delays by container.
+    pub crash_loop: BTreeMap<String, Backoff>,
+    /// The status last published; keeps transition times.
+    pub status: PodStatus,
+}
+
+/// The pod is to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Termination {
+    /// When it was first asked for.
+    pub since: Timestamp,
+    /// Seconds between the stop signal and SIGKILL; only ever shrinks.
+    pub grace: i64,
+}
+
+/// An action that did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The action as it was tried last.
+    pub action: Action,
+    /// Reason for the status: `ErrImagePull`, `CreateContainerConfigError`, `FailedMount`, …
+    pub reason: String,
+    /// The error with its causes.
+    pub message: String,
+    /// When and how often: decides the next try.
+    pub backoff: Backoff,
+}
+
+impl Memory {
+    /// Asks for the pod's end. A shorter grace period replaces a longer one, never the other way round.
+    pub fn terminate(&mut self, grace: i64, now: Timestamp) {
+        match &mut self.termination {
+            Some(termination) => termination.grace = termination.grace.min(grace),
+            None => self.termination = Some(Termination { since: now, grace }),
+        }
+    }
+
+    /// The failure that concerns `action`, if it has not succeeded since.
+    pub fn failure_of(&self, action: &Action) -> Option<&Failure> {
+        self.failures.iter().find(|failure| failure.action.same_subject(action))
+    }
+
+    /// When `action` may be tried (again): `None` for now.
+    pub fn retry_at(&self, action: &Action, now: Timestamp) -> Option<Timestamp> {
+        self.failure_of(action).map(|failure| failure.backoff.until()).filter(|until| *until > now)
+    }
+
+    /// Notes that `action` is under way.
+    pub fn begun(&mut self, action: &Action, crash_loop: &BackoffPolicy, now: Timestamp) {
+        self.in_flight.insert(action.clone());
+        match action {
+            // The delay before the next restart counts from the end of this run, but grows with each start.
+            Action::StartContainer { container, attempt } if *attempt > 0 => {
+                let backoff = self.crash_loop.entry(container.clone()).or_default();
+                backoff.advance(crash_loop, now);
+            }
+            Action::StopContainer { container, attempt } => {
+                self.stopping.insert(container.clone(), (*attempt, now));
+            }
+            _ => {}
+        }
+    }
+
+    /// Notes that `action` is over.
+    pub fn ended(&mut self, action: &Action, error: Option<(String, String)>, now: Timestamp) {
+        self.in_flight.remove(action);
+        let position = self.failures.iter().position(|failure| failure.action.same_subject(action));
+        match (error, position) {
+            (None, Some(position)) => {
+                self.failures.remove(position);
+            }
+            (None, None) => {}
+            (Some((reason, message)), Some(position)) => {
+                let failure = &mut self.failures[position];
+                failure.action = action.clone();
+                failure.reason = reason;
+                failure.message = message;
+                failure.backoff.advance(retry_policy(action), now);
+            }
+            (Some((reason, message)), None) => {
+                let mut backoff = Backoff::default();
+                backoff.advance(retry_policy(action), now);
+                self.failures.push(Failure { action: action.clone(), reason, message, backoff });
+            }
+        }
+    }
+
+    /// After a restart of the agent: the delay a container had earned, as far as its attempt number tells.
+    pub fn resume_crash_loop(&mut self, container: &str, attempt: u32, started_at: Timestamp, policy: &BackoffPolicy) {
+        let backoff = self.crash_loop.entry(container.to_owned()).or_default();
+        for _ in 0..attempt.min(16) {
+            backoff.advance(policy, started_at);
+        }
+    }
+}
+
+fn retry_policy(action: &Action) -> &'static BackoffPolicy {
+    match action {
+        Action::ResolveImage { .. } => &super::backoff::IMAGE_PULL,
+        Action::StartContainer { .. } => &super::backoff::CREATE,
+        _ => &RETRY,
+    }
+}
+
+/// Seconds as a span of time.
+pub(super) fn seconds(count: i64) -> SignedDuration {
+    SignedDuration::from_secs(count)
+}

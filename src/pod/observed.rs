@@ -1,0 +1,171 @@
+//! What is known of a pod because it was seen: by a reply, a record on disk, or the kernel.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use k8s_openapi::jiff::Timestamp;
+
+/// Everything observed of one pod.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ObservedPod {
+    /// The pod's directories exist.
+    pub dirs: bool,
+    /// Its place in the network; stays `Absent` with the host's network.
+    pub network: Network,
+    /// Names of the volumes that are set up.
+    pub volumes: BTreeSet<String>,
+    /// Per container: the attempt an image was resolved for, and the image's id.
+    pub images: BTreeMap<String, ResolvedImage>,
+    /// Its supervisor.
+    pub sandbox: Sandbox,
+    /// Generation of the newest sandbox, from 1; 0 before the first.
+    pub generation: u32,
+    /// Containers by name, each with its attempts, oldest first.
+    pub containers: BTreeMap<String, Vec<Attempt>>,
+    /// cgroups, mounts or a network attachment may exist: they have to be torn down.
+    pub leftovers: Leftovers,
+    /// Nothing of the pod is left, its record included.
+    pub forgotten: bool,
+}
+
+impl ObservedPod {
+    /// The newest attempt of a container.
+    pub fn latest(&self, container: &str) -> Option<&Attempt> {
+        self.containers.get(container).and_then(|attempts| attempts.last())
+    }
+
+    /// Names of containers that run now.
+    pub fn running(&self) -> impl Iterator<Item = (&str, &Attempt)> {
+        self.containers.iter().filter_map(|(name, attempts)| {
+            attempts
+                .last()
+                .filter(|attempt| matches!(attempt.state, AttemptState::Running { .. }))
+                .map(|a| (name.as_str(), a))
+        })
+    }
+}
+
+/// What a teardown still has to remove. Each flag is set before the effect it names is begun and cleared when
+/// its removal was seen to succeed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    /// cgroups of the pod.
+    pub cgroups: bool,
+    /// Mounts and directories of its volumes.
+    pub volumes: bool,
+    /// Host-side link and nftables elements.
+    pub network: bool,
+}
+
+/// A pod's network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Network {
+    /// No address is held.
+    #[default]
+    Absent,
+    /// Addresses are held and recorded; the link is not there (yet, or any more).
+    Leased(Vec<IpAddr>),
+    /// The pod can be reached.
+    Attached(Vec<IpAddr>),
+}
+
+impl Network {
+    /// Addresses held.
+    pub fn addresses(&self) -> &[IpAddr] {
+        match self {
+            Network::Absent => &[],
+            Network::Leased(addresses) | Network::Attached(addresses) => addresses,
+        }
+    }
+}
+
+/// A pod's supervisor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Sandbox {
+    /// There is none.
+    #[default]
+    Absent,
+    /// It answers.
+    Running {
+        /// Process id on the host.
+        pid: i32,
+    },
+    /// It died or cannot be reached: what it held has to be killed before another is made.
+    Lost,
+}
+
+/// An image made ready for one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedImage {
+    /// Attempt it was resolved for (imagePullPolicy Always resolves anew for each).
+    pub attempt: u32,
+    /// `sha256:…` of the image's configuration.
+    pub id: String,
+}
+
+/// One attempt at a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// Number, from 0.
+    pub number: u32,
+    /// Generation of the sandbox it belongs to.
+    pub generation: u32,
+    /// Container id, 64 hex digits.
+    pub id: String,
+    /// Image id.
+    pub image_id: String,
+    /// Where it is.
+    pub state: AttemptState,
+}
+
+/// Where an attempt is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AttemptState {
+    /// Its process runs.
+    Running {
+        /// Process id on the host.
+        pid: i32,
+        /// When exec succeeded.
+        started_at: Timestamp,
+    },
+    /// It ended and its record was read, or it is known that there will never be one.
+    Ended(Ended),
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// 0-255; [`Ended::UNKNOWN_CODE`] when it could not be learnt.
+    pub exit_code: i32,
+    /// Signal that ended it.
+    pub signal: Option<i32>,
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`, `ContainerStatusUnknown`, …
+    pub reason: String,
+    /// Termination message, or why it could not start.
+    pub message: String,
+    /// When exec succeeded, if it did.
+    pub started_at: Option<Timestamp>,
+    /// When it was reaped.
+    pub finished_at: Timestamp,
+}
+
+impl Ended {
+    /// What upstream reports for a container whose exit code is not known (never 0).
+    pub const UNKNOWN_CODE: i32 = 137;
+
+    /// The record of an attempt that left none.
+    pub fn unknown(started_at: Option<Timestamp>, noticed_at: Timestamp) -> Ended {
+        Ended {
+            exit_code: Ended::UNKNOWN_CODE,
+            signal: None,
+            reason: "ContainerStatusUnknown".to_owned(),
+            message:
+                "The container could not be located when the pod was terminated: its supervisor left no exit record"
+                    .to_owned(),
+            started_at,
+            finished_at: noticed_at,
+        }
+    }
+}

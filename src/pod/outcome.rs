@@ -1,0 +1,107 @@
+//! What came of an action, and how it changes what is known.
+
+use std::net::IpAddr;
+
+use super::{
+    action::Action,
+    observed::{Attempt, AttemptState, Network, ObservedPod, ResolvedImage, Sandbox},
+};
+
+/// The observation an action that succeeded returns with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// What was asked for is so.
+    Done,
+    /// Addresses are held and recorded.
+    Leased(Vec<IpAddr>),
+    /// The image is present under this id.
+    Image(String),
+    /// The supervisor answers.
+    Sandbox {
+        /// Process id on the host.
+        pid: i32,
+        /// Generation.
+        generation: u32,
+    },
+    /// The attempt runs, or has ended already.
+    Attempt(Attempt),
+}
+
+impl ObservedPod {
+    /// Before `action` is begun: what it may leave behind from now on.
+    pub fn begin(&mut self, action: &Action) {
+        match action {
+            // The sandbox's /dev/shm is a mount among the pod's volumes.
+            Action::CreateSandbox => {
+                self.leftovers.cgroups = true;
+                self.leftovers.volumes = true;
+            }
+            Action::MountVolume(_) => self.leftovers.volumes = true,
+            Action::AttachNetwork => self.leftovers.network = true,
+            _ => {}
+        }
+    }
+
+    /// After `action` has succeeded.
+    pub fn apply(&mut self, action: &Action, outcome: Outcome) {
+        match (action, outcome) {
+            (Action::EnsureDirs, _) => self.dirs = true,
+            (Action::LeaseAddresses, Outcome::Leased(addresses)) => self.network = Network::Leased(addresses),
+            (Action::MountVolume(name), _) => {
+                self.volumes.insert(name.clone());
+            }
+            (Action::ResolveImage { container, attempt }, Outcome::Image(id)) => {
+                self.images.insert(container.clone(), ResolvedImage { attempt: *attempt, id });
+            }
+            (Action::CreateSandbox, Outcome::Sandbox { pid, generation }) => {
+                self.sandbox = Sandbox::Running { pid };
+                self.generation = generation;
+            }
+            (Action::AttachNetwork, _) => self.network = Network::Attached(self.network.addresses().to_vec()),
+            (Action::StartContainer { container, .. }, Outcome::Attempt(attempt)) => self.record(container, attempt),
+            (Action::RemoveAttempt { container, attempt }, _) => {
+                if let Some(attempts) = self.containers.get_mut(container) {
+                    attempts.retain(|kept| kept.number != *attempt);
+                }
+            }
+            (Action::StopSandbox, _) => {
+                self.sandbox = Sandbox::Absent;
+                self.detach();
+            }
+            (Action::DetachNetwork, _) => {
+                self.leftovers.network = false;
+                self.detach();
+            }
+            (Action::RemoveCgroups, _) => self.leftovers.cgroups = false,
+            (Action::UnmountVolumes, _) => {
+                self.leftovers.volumes = false;
+                self.volumes.clear();
+            }
+            (Action::ReleaseAddresses, _) => self.network = Network::Absent,
+            (Action::ForgetPod, _) => self.forgotten = true,
+            _ => {}
+        }
+    }
+
+    /// Notes what was seen of an attempt. A running report never replaces an end that was already seen.
+    pub fn record(&mut self, container: &str, attempt: Attempt) {
+        let attempts = self.containers.entry(container.to_owned()).or_default();
+        match attempts.iter_mut().find(|known| known.number == attempt.number) {
+            Some(known) => {
+                if !matches!(known.state, AttemptState::Ended(_)) {
+                    *known = attempt;
+                }
+            }
+            None => {
+                attempts.push(attempt);
+                attempts.sort_by_key(|attempt| attempt.number);
+            }
+        }
+    }
+
+    fn detach(&mut self) {
+        if let Network::Attached(addresses) = &self.network {
+            self.network = Network::Leased(addresses.clone());
+        }
+    }
+}

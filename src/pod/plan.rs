@@ -1,0 +1,206 @@
+//! The decision: what is to be done for a pod now, what its status is, and when to look again.
+
+use std::net::IpAddr;
+
+use k8s_openapi::{
+    api::core::v1::{Pod, PodStatus},
+    jiff::Timestamp,
+};
+
+use super::{
+    action::Action,
+    backoff::BackoffPolicy,
+    lifecycle::{self, Next},
+    memory::{Memory, seconds},
+    observed::{Network, ObservedPod, Sandbox},
+    status,
+};
+
+/// What is to happen now.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// What may be done now, all of it at once; never something under way already.
+    pub actions: Vec<Action>,
+    /// The pod's status.
+    pub status: PodStatus,
+    /// When to plan again although nothing has happened.
+    pub wake_at: Option<Timestamp>,
+}
+
+/// What a plan needs to know of the node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeView {
+    /// Addresses of the node, the first one primary.
+    pub host_ips: Vec<IpAddr>,
+    /// Restart delays.
+    pub crash_loop: BackoffPolicy,
+}
+
+struct Planner<'a> {
+    pod: &'a Pod,
+    observed: &'a ObservedPod,
+    memory: &'a Memory,
+    node: &'a NodeView,
+    now: Timestamp,
+    actions: Vec<Action>,
+    wake_at: Option<Timestamp>,
+}
+
+/// Decides. Same arguments, same plan.
+pub fn plan(pod: &Pod, observed: &ObservedPod, memory: &Memory, node: &NodeView, now: Timestamp) -> Plan {
+    let mut planner = Planner { pod, observed, memory, node, now, actions: Vec::new(), wake_at: None };
+    if !observed.forgotten {
+        let phase = lifecycle::phase(pod, observed, memory, now);
+        if memory.termination.is_some() || phase.is_terminal() {
+            planner.go_down();
+        } else {
+            planner.go_up();
+        }
+    }
+    let status = status::status(pod, observed, memory, node, now);
+    Plan { actions: planner.actions, status, wake_at: planner.wake_at }
+}
+
+impl Planner<'_> {
+    /// Adds an action unless it is under way or has to wait after a failure.
+    fn act(&mut self, action: Action) {
+        if self.memory.in_flight.contains(&action) {
+            return;
+        }
+        match self.memory.retry_at(&action, self.now) {
+            Some(at) => self.wake(at),
+            None => self.actions.push(action),
+        }
+    }
+
+    fn wake(&mut self, at: Timestamp) {
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    fn uses_host_network(&self) -> bool {
+        self.pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false)
+    }
+
+    fn go_up(&mut self) {
+        if let Some(deadline) = lifecycle::deadline(self.pod, self.memory) {
+            self.wake(deadline);
+        }
+        if self.observed.sandbox == Sandbox::Lost {
+            // Whatever the supervisor held is killed before anything is built on the same names.
+            self.act(Action::StopSandbox);
+            return;
+        }
+        let steps = lifecycle::next_steps(self.pod, self.observed, self.memory, &self.node.crash_loop, self.now);
+        if !self.observed.dirs {
+            self.act(Action::EnsureDirs);
+            return;
+        }
+        if self.observed.sandbox == Sandbox::Absent {
+            // The link of a lost sandbox goes before a new one comes under the same name.
+            self.act(if self.observed.leftovers.network { Action::DetachNetwork } else { Action::CreateSandbox });
+        }
+        let volumes = self.pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+        for volume in volumes {
+            if !self.observed.volumes.contains(&volume.name) {
+                self.act(Action::MountVolume(volume.name.clone()));
+            }
+        }
+        let sandbox = matches!(self.observed.sandbox, Sandbox::Running { .. });
+        let host_network = self.uses_host_network();
+        match &self.observed.network {
+            Network::Absent => self.act(Action::LeaseAddresses),
+            Network::Leased(_) if sandbox && !host_network => self.act(Action::AttachNetwork),
+            _ => {}
+        }
+        let network = matches!(self.observed.network, Network::Attached(_))
+            || host_network && self.observed.network != Network::Absent;
+        let volumes = volumes.iter().all(|volume| self.observed.volumes.contains(&volume.name));
+        for (container, next) in steps {
+            match next {
+                Next::Start(attempt) => {
+                    let image = self.observed.images.get(&container.name);
+                    if !image.is_some_and(|image| image.attempt == attempt) {
+                        self.act(Action::ResolveImage { container: container.name.clone(), attempt });
+                    } else if sandbox && network && volumes {
+                        self.act(Action::StartContainer { container: container.name.clone(), attempt });
+                    }
+                }
+                Next::StartAt(_, at) => self.wake(at),
+                Next::Keep | Next::Done | Next::Wait => {}
+            }
+        }
+        self.remove_old_attempts();
+    }
+
+    /// The latest attempt and the one before it stay (for `lastState` and the previous log).
+    fn remove_old_attempts(&mut self) {
+        for (container, attempts) in &self.observed.containers {
+            for attempt in attempts.iter().rev().skip(2) {
+                self.act(Action::RemoveAttempt { container: container.clone(), attempt: attempt.number });
+            }
+        }
+    }
+
+    fn go_down(&mut self) {
+        if self.memory.in_flight.iter().any(Action::builds) {
+            return; // its end wakes us; taking down what is being built would race with it
+        }
+        if self.stop_containers() {
+            return;
+        }
+        if self.observed.sandbox != Sandbox::Absent {
+            self.act(Action::StopSandbox);
+            return;
+        }
+        let leftovers = self.observed.leftovers;
+        if leftovers.network {
+            self.act(Action::DetachNetwork);
+        }
+        if leftovers.cgroups {
+            self.act(Action::RemoveCgroups);
+        }
+        if leftovers.volumes {
+            self.act(Action::UnmountVolumes);
+        }
+        if leftovers.network || leftovers.cgroups || leftovers.volumes {
+            return;
+        }
+        if self.observed.network != Network::Absent {
+            // Only now: an address is not given to another pod while a link may still answer for it.
+            self.act(Action::ReleaseAddresses);
+            return;
+        }
+        // A finished pod keeps its record, its logs and its exit codes until it is no longer wanted.
+        if self.memory.termination.is_some() {
+            self.act(Action::ForgetPod);
+        }
+    }
+
+    /// Signals, then kills, what runs. True while something does.
+    fn stop_containers(&mut self) -> bool {
+        let grace = match &self.memory.termination {
+            Some(termination) => termination.grace,
+            None => self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30),
+        };
+        let running: Vec<(String, u32)> =
+            self.observed.running().map(|(name, attempt)| (name.to_owned(), attempt.number)).collect();
+        for (container, attempt) in &running {
+            let stopped_at =
+                self.memory.stopping.get(container).filter(|(stopped, _)| stopped == attempt).map(|(_, at)| *at);
+            let (container, attempt) = (container.clone(), *attempt);
+            match stopped_at {
+                _ if grace <= 0 => self.act(Action::KillContainer { container, attempt }),
+                None => self.act(Action::StopContainer { container, attempt }),
+                Some(at) => {
+                    let deadline = at.saturating_add(seconds(grace)).unwrap_or(Timestamp::MAX);
+                    if deadline <= self.now {
+                        self.act(Action::KillContainer { container, attempt });
+                    } else {
+                        self.wake(deadline);
+                    }
+                }
+            }
+        }
+        !running.is_empty()
+    }
+}

@@ -1,0 +1,400 @@
+//! Small changes to a healthy pod, each named by a sentence.
+
+use k8s_openapi::{
+    api::core::v1::{Container, Pod, PodSpec, PodStatus},
+    jiff::{SignedDuration, Timestamp},
+};
+
+use super::{
+    Action, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
+    backoff::CRASH_LOOP,
+    observed::{Attempt, AttemptState, Ended, Leftovers, Network, ResolvedImage, Sandbox},
+    plan::plan,
+};
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + seconds).expect("in range")
+}
+
+/// A pod with one init container and two main ones, all of it healthy at second 100.
+struct Case {
+    pod: Pod,
+    observed: ObservedPod,
+    memory: Memory,
+    now: Timestamp,
+}
+
+fn container(name: &str) -> Container {
+    Container { name: name.to_owned(), image: Some("busybox:1".to_owned()), ..Container::default() }
+}
+
+fn attempt(number: u32, state: AttemptState) -> Attempt {
+    Attempt { number, generation: 1, id: format!("{number:064x}"), image_id: "sha256:aa".to_owned(), state }
+}
+
+fn running(number: u32) -> Attempt {
+    attempt(number, AttemptState::Running { pid: 100, started_at: at(10) })
+}
+
+fn ended(number: u32, exit_code: i32, finished: i64) -> Attempt {
+    attempt(
+        number,
+        AttemptState::Ended(Ended {
+            exit_code,
+            signal: None,
+            reason: if exit_code == 0 { "Completed" } else { "Error" }.to_owned(),
+            message: String::new(),
+            started_at: Some(at(10)),
+            finished_at: at(finished),
+        }),
+    )
+}
+
+fn healthy() -> Case {
+    let mut pod = Pod::default();
+    pod.metadata.name = Some("web".to_owned());
+    pod.metadata.namespace = Some("default".to_owned());
+    pod.metadata.uid = Some("u1".to_owned());
+    pod.spec = Some(PodSpec {
+        init_containers: Some(vec![container("init")]),
+        containers: vec![container("app"), container("log")],
+        restart_policy: Some("Always".to_owned()),
+        termination_grace_period_seconds: Some(30),
+        ..PodSpec::default()
+    });
+    let mut observed = ObservedPod {
+        dirs: true,
+        network: Network::Attached(vec!["10.85.0.2".parse().expect("an address")]),
+        sandbox: Sandbox::Running { pid: 7 },
+        generation: 1,
+        leftovers: Leftovers { cgroups: true, volumes: false, network: true },
+        ..ObservedPod::default()
+    };
+    observed.record("init", ended(0, 0, 9));
+    observed.record("app", running(0));
+    observed.record("log", running(0));
+    for name in ["init", "app", "log"] {
+        observed.images.insert(name.to_owned(), ResolvedImage { attempt: 0, id: "sha256:aa".to_owned() });
+    }
+    Case { pod, observed, memory: Memory { start_time: Some(at(0)), ..Memory::default() }, now: at(100) }
+}
+
+impl Case {
+    fn plan(&self) -> Plan {
+        let node = NodeView { host_ips: vec!["192.0.2.1".parse().expect("an address")], crash_loop: CRASH_LOOP };
+        plan(&self.pod, &self.observed, &self.memory, &node, self.now)
+    }
+
+    fn set(&mut self, container: &str, attempts: Vec<Attempt>) {
+        self.observed.containers.insert(container.to_owned(), attempts);
+    }
+
+    fn spec(&mut self) -> &mut PodSpec {
+        self.pod.spec.as_mut().expect("a spec")
+    }
+
+    fn policy(&mut self, policy: &str) {
+        self.spec().restart_policy = Some(policy.to_owned());
+    }
+}
+
+#[track_caller]
+fn case(sentence: &str, change: impl FnOnce(&mut Case), actions: &[Action]) -> Plan {
+    let mut case = healthy();
+    change(&mut case);
+    let plan = case.plan();
+    assert_eq!(plan.actions, actions, "{sentence}");
+    plan
+}
+
+fn start(container: &str, attempt: u32) -> Action {
+    Action::StartContainer { container: container.to_owned(), attempt }
+}
+
+fn resolve(container: &str, attempt: u32) -> Action {
+    Action::ResolveImage { container: container.to_owned(), attempt }
+}
+
+fn stop(container: &str) -> Action {
+    Action::StopContainer { container: container.to_owned(), attempt: 0 }
+}
+
+fn kill(container: &str) -> Action {
+    Action::KillContainer { container: container.to_owned(), attempt: 0 }
+}
+
+fn phase(status: &PodStatus) -> &str {
+    status.phase.as_deref().unwrap_or_default()
+}
+
+fn condition<'a>(status: &'a PodStatus, kind: &str) -> &'a str {
+    let found = status.conditions.iter().flatten().find(|condition| condition.type_ == kind);
+    found.map(|condition| condition.status.as_str()).unwrap_or("absent")
+}
+
+fn waiting_reason(status: &PodStatus, index: usize) -> String {
+    let container = &status.container_statuses.as_ref().expect("statuses")[index];
+    let state = container.state.as_ref().and_then(|state| state.waiting.as_ref());
+    state.and_then(|waiting| waiting.reason.clone()).unwrap_or_default()
+}
+
+#[test]
+fn a_healthy_pod_needs_nothing_and_no_timer() {
+    let plan = case("nothing to do", |_| {}, &[]);
+    assert_eq!(plan.wake_at, None);
+    assert_eq!(phase(&plan.status), "Running");
+    for kind in ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"] {
+        assert_eq!(condition(&plan.status, kind), "True", "{kind}");
+    }
+    assert_eq!(plan.status.pod_ip.as_deref(), Some("10.85.0.2"));
+    assert_eq!(plan.status.host_ip.as_deref(), Some("192.0.2.1"));
+}
+
+#[test]
+fn a_new_pod_is_built_up_in_waves() {
+    let mut case = healthy();
+    case.observed = ObservedPod::default();
+    assert_eq!(case.plan().actions, [Action::EnsureDirs]);
+    assert_eq!(phase(&case.plan().status), "Pending");
+    case.observed.apply(&Action::EnsureDirs, Outcome::Done);
+    assert_eq!(case.plan().actions, [Action::CreateSandbox, Action::LeaseAddresses, resolve("init", 0)]);
+    let lease = Outcome::Leased(vec!["10.85.0.2".parse().expect("an address")]);
+    case.observed.apply(&Action::LeaseAddresses, lease);
+    case.observed.apply(&Action::CreateSandbox, Outcome::Sandbox { pid: 7, generation: 1 });
+    assert_eq!(case.plan().actions, [Action::AttachNetwork, resolve("init", 0)]);
+    case.observed.apply(&Action::AttachNetwork, Outcome::Done);
+    case.observed.apply(&resolve("init", 0), Outcome::Image("sha256:aa".to_owned()));
+    assert_eq!(case.plan().actions, [start("init", 0)]);
+    assert_eq!(waiting_reason(&case.plan().status, 0), "PodInitializing");
+    case.observed.apply(&start("init", 0), Outcome::Attempt(running(0)));
+    assert_eq!(case.plan().actions, []);
+    case.observed.record("init", ended(0, 0, 20));
+    assert_eq!(case.plan().actions, [resolve("app", 0), resolve("log", 0)]);
+}
+
+#[test]
+fn nothing_is_begun_twice() {
+    let in_flight = |case: &mut Case| {
+        case.set("app", vec![]);
+        case.memory.in_flight.insert(start("app", 0));
+    };
+    case("a start under way is not repeated", in_flight, &[]);
+}
+
+#[test]
+fn host_network_pods_wait_for_no_link() {
+    let host = |case: &mut Case| {
+        case.spec().host_network = Some(true);
+        case.observed.network = Network::Leased(vec![]);
+        case.set("app", vec![]);
+    };
+    let plan = case("it starts with its files written", host, &[start("app", 0)]);
+    assert_eq!(plan.status.pod_ip.as_deref(), Some("192.0.2.1"));
+}
+
+#[test]
+fn restart_policies() {
+    let exit = |code: i32, policy: &'static str| {
+        move |case: &mut Case| {
+            case.policy(policy);
+            case.set("app", vec![ended(0, code, 50)]);
+            case.observed.images.insert("app".to_owned(), ResolvedImage { attempt: 1, id: "sha256:aa".to_owned() });
+        }
+    };
+    case("Always restarts after success", exit(0, "Always"), &[start("app", 1)]);
+    case("Always restarts after failure", exit(3, "Always"), &[start("app", 1)]);
+    case("OnFailure restarts after failure", exit(3, "OnFailure"), &[start("app", 1)]);
+    case("OnFailure leaves success alone", exit(0, "OnFailure"), &[]);
+    let plan = case("Never leaves failure alone", exit(3, "Never"), &[]);
+    assert_eq!(phase(&plan.status), "Running", "the other container still runs");
+    assert_eq!(condition(&plan.status, "Ready"), "False");
+}
+
+#[test]
+fn a_second_crash_waits_in_crash_loop_back_off() {
+    let crashed = |case: &mut Case| {
+        case.memory.begun(&start("app", 1), &CRASH_LOOP, at(90));
+        case.memory.in_flight.clear();
+        case.set("app", vec![ended(0, 1, 80), ended(1, 1, 95)]);
+    };
+    let plan = case("ten seconds from its end", crashed, &[]);
+    assert_eq!(plan.wake_at, Some(at(105)));
+    assert_eq!(waiting_reason(&plan.status, 0), "CrashLoopBackOff");
+    let app = &plan.status.container_statuses.as_ref().expect("statuses")[0];
+    let message = app.state.as_ref().and_then(|s| s.waiting.as_ref()).and_then(|w| w.message.clone());
+    assert_eq!(message.as_deref(), Some("back-off 10s restarting failed container=app pod=web_default(u1)"));
+    let last = app.last_state.as_ref().and_then(|state| state.terminated.as_ref()).expect("a last state");
+    assert_eq!((last.exit_code, app.restart_count), (1, 1));
+}
+
+#[test]
+fn a_failed_init_container_keeps_the_others_waiting() {
+    let failed = |policy: &'static str| {
+        move |case: &mut Case| {
+            case.policy(policy);
+            case.set("init", vec![ended(0, 1, 50)]);
+            case.set("app", vec![]);
+            case.set("log", vec![]);
+            case.observed.images.insert("init".to_owned(), ResolvedImage { attempt: 1, id: "sha256:aa".to_owned() });
+        }
+    };
+    let plan = case("it is tried again", failed("Always"), &[start("init", 1)]);
+    assert_eq!(phase(&plan.status), "Pending");
+    assert_eq!(condition(&plan.status, "Initialized"), "False");
+    let plan = case("with Never the pod has failed and is taken down", failed("Never"), &[Action::StopSandbox]);
+    assert_eq!(phase(&plan.status), "Failed");
+}
+
+#[test]
+fn a_finished_pod_gives_everything_back_but_its_record() {
+    let mut case = healthy();
+    case.policy("Never");
+    case.set("app", vec![ended(0, 0, 50)]);
+    case.set("log", vec![ended(0, 0, 50)]);
+    assert_eq!(phase(&case.plan().status), "Succeeded");
+    assert_eq!(case.plan().actions, [Action::StopSandbox]);
+    case.observed.apply(&Action::StopSandbox, Outcome::Done);
+    assert_eq!(case.plan().actions, [Action::DetachNetwork, Action::RemoveCgroups]);
+    case.observed.apply(&Action::DetachNetwork, Outcome::Done);
+    assert_eq!(case.plan().actions, [Action::RemoveCgroups]);
+    case.observed.apply(&Action::RemoveCgroups, Outcome::Done);
+    assert_eq!(case.plan().actions, [Action::ReleaseAddresses]);
+    case.observed.apply(&Action::ReleaseAddresses, Outcome::Done);
+    assert_eq!(case.plan().actions, []);
+    case.memory.terminate(30, at(100));
+    assert_eq!(case.plan().actions, [Action::ForgetPod]);
+    assert_eq!(phase(&case.plan().status), "Succeeded");
+}
+
+#[test]
+fn removal_signals_waits_for_the_grace_period_and_kills() {
+    let mut case = healthy();
+    case.memory.terminate(30, at(100));
+    assert_eq!(case.plan().actions, [stop("app"), stop("log")]);
+    for action in case.plan().actions {
+        case.memory.begun(&action, &CRASH_LOOP, at(100));
+        case.memory.ended(&action, None, at(100));
+    }
+    assert_eq!((case.plan().actions, case.plan().wake_at), (vec![], Some(at(130))));
+    case.memory.terminate(60, at(101));
+    assert_eq!(case.plan().wake_at, Some(at(130)), "the grace period never grows");
+    case.observed.record("log", ended(0, 143, 101));
+    case.now = at(130);
+    assert_eq!(case.plan().actions, [kill("app")]);
+    case.memory.terminate(0, at(131));
+    assert_eq!(case.plan().actions, [kill("app")]);
+    case.observed.record("app", ended(0, 137, 131));
+    assert_eq!(case.plan().actions, [Action::StopSandbox]);
+}
+
+#[test]
+fn taking_down_waits_for_what_is_being_built() {
+    let building = |case: &mut Case| {
+        case.memory.terminate(0, at(100));
+        case.memory.in_flight.insert(start("app", 1));
+    };
+    case("a start under way is let finish", building, &[]);
+    let pulling = |case: &mut Case| {
+        case.memory.terminate(0, at(100));
+        case.memory.in_flight.insert(resolve("app", 1));
+    };
+    case("a pull is not waited for", pulling, &[kill("app"), kill("log")]);
+}
+
+#[test]
+fn a_lost_sandbox_is_cleared_away_and_everything_runs_again() {
+    let mut case = healthy();
+    case.observed.sandbox = Sandbox::Lost;
+    case.set("app", vec![attempt(0, AttemptState::Ended(Ended::unknown(Some(at(10)), at(90))))]);
+    case.set("log", vec![attempt(0, AttemptState::Ended(Ended::unknown(Some(at(10)), at(90))))]);
+    assert_eq!(case.plan().actions, [Action::StopSandbox]);
+    case.observed.apply(&Action::StopSandbox, Outcome::Done);
+    assert!(case.plan().actions.contains(&Action::DetachNetwork));
+    assert!(!case.plan().actions.contains(&Action::CreateSandbox));
+    case.observed.apply(&Action::DetachNetwork, Outcome::Done);
+    assert!(case.plan().actions.contains(&Action::CreateSandbox));
+    case.observed.apply(&Action::CreateSandbox, Outcome::Sandbox { pid: 8, generation: 2 });
+    assert_eq!(
+        case.plan().actions,
+        [Action::AttachNetwork, resolve("init", 1)],
+        "the init container runs again in the new sandbox"
+    );
+    let app = &case.plan().status.container_statuses.expect("statuses")[0];
+    let state = app.state.as_ref().and_then(|state| state.terminated.as_ref()).expect("terminated");
+    assert_eq!((state.exit_code, state.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
+}
+
+#[test]
+fn a_failed_pull_is_said_and_tried_again_later() {
+    let mut case = healthy();
+    case.set("app", vec![]);
+    case.observed.images.remove("app");
+    let error = Some(("ErrImagePull".to_owned(), "no such image".to_owned()));
+    case.memory.ended(&resolve("app", 0), error.clone(), at(99));
+    let plan = case.plan();
+    assert_eq!((plan.actions, plan.wake_at), (vec![], Some(at(109))));
+    assert_eq!(waiting_reason(&plan.status, 0), "ErrImagePull");
+    case.memory.ended(&resolve("app", 0), error, at(99));
+    assert_eq!(waiting_reason(&case.plan().status, 0), "ImagePullBackOff");
+    case.now = at(130);
+    assert_eq!(case.plan().actions, [resolve("app", 0)]);
+}
+
+#[test]
+fn a_rejected_pod_has_failed_and_leaves_nothing() {
+    let mut case = healthy();
+    case.observed = ObservedPod::default();
+    case.memory.rejection = Some(Rejection { reason: "NodePorts".to_owned(), message: "taken".to_owned() });
+    let plan = case.plan();
+    assert_eq!(plan.actions, []);
+    assert_eq!((phase(&plan.status), plan.status.reason.as_deref()), ("Failed", Some("NodePorts")));
+    case.memory.terminate(30, at(1));
+    assert_eq!(case.plan().actions, [Action::ForgetPod]);
+}
+
+#[test]
+fn the_active_deadline_ends_a_pod() {
+    let mut case = healthy();
+    case.spec().active_deadline_seconds = Some(200);
+    assert_eq!(case.plan().wake_at, Some(at(200)));
+    case.now = at(200);
+    let plan = case.plan();
+    assert_eq!(plan.actions, [stop("app"), stop("log")]);
+    assert_eq!((phase(&plan.status), plan.status.reason.as_deref()), ("Failed", Some("DeadlineExceeded")));
+}
+
+#[test]
+fn old_attempts_go_but_the_last_two_stay() {
+    let old = |case: &mut Case| case.set("app", vec![ended(3, 1, 20), ended(4, 1, 30), ended(5, 1, 40), running(6)]);
+    let remove = |attempt| Action::RemoveAttempt { container: "app".to_owned(), attempt };
+    case("attempts before the previous one are removed", old, &[remove(4), remove(3)]);
+}
+
+#[test]
+fn conditions_keep_the_time_of_their_last_change() {
+    let mut case = healthy();
+    case.memory.status = case.plan().status;
+    case.now = at(500);
+    let later = case.plan().status;
+    assert_eq!(later, case.memory.status, "nothing changed, so nothing is reported");
+    case.set("app", vec![ended(0, 0, 499)]);
+    let changed = case.plan().status;
+    let time = |kind: &str| {
+        let found = changed.conditions.iter().flatten().find(|condition| condition.type_ == kind);
+        found.and_then(|condition| condition.last_transition_time.clone()).map(|time| time.0)
+    };
+    assert_eq!(time("Ready"), Some(at(500)));
+    assert_eq!(time("Initialized"), Some(at(100)));
+}
+
+#[test]
+fn delays_are_bounded_by_time_not_by_luck() {
+    let mut case = healthy();
+    case.set("app", vec![]);
+    case.observed.images.remove("app");
+    for _ in 0..40 {
+        case.memory.ended(&resolve("app", 0), Some(("ErrImagePull".to_owned(), String::new())), case.now);
+    }
+    let wake = case.plan().wake_at.expect("a retry");
+    assert_eq!(wake.duration_since(case.now), SignedDuration::from_secs(300));
+}

@@ -1,0 +1,195 @@
+//! What the cgroups of a pod and of its containers are limited to.
+//!
+//! The rules are upstream's (`ResourceConfigForPod` and the resources it hands to the runtime with a container): weight
+//! from requests, quota from limits, and a pod limited as a whole only when each of its containers is.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::PodSpec;
+
+use super::container_ref::ContainerRef;
+use crate::{
+    api::{
+        qos::{QosClass, qos_class},
+        quantity::Quantity,
+        resources::{
+            CPU, HUGEPAGES_PREFIX, MEMORY, Resources, all_limited, limits, pod_limits as sum_of_limits, pod_requests,
+            requests,
+        },
+    },
+    cgroup::limits::{CpuLimits, DEFAULT_PERIOD_MICROS, DeviceAccess, HugePageLimit, LeafLimits, PodLimits},
+};
+
+/// Settings of the node that decide about limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LimitOptions {
+    /// cpuCFSQuota: whether processor limits are enforced at all.
+    pub cpu_quota: bool,
+    /// cpuCFSQuotaPeriod in microseconds.
+    pub cpu_period: u64,
+    /// podPidsLimit; `None` (upstream's -1) for no limit.
+    pub pod_pids: Option<u64>,
+    /// singleProcessOOMKill: an OOM kill takes one process rather than the whole container.
+    pub single_process_oom_kill: bool,
+    /// Sizes, in bytes, of the huge pages this node has in stock. Who asks for none of a size may not use it.
+    pub huge_page_sizes: Vec<u64>,
+}
+
+impl Default for LimitOptions {
+    fn default() -> LimitOptions {
+        LimitOptions {
+            cpu_quota: true,
+            cpu_period: DEFAULT_PERIOD_MICROS,
+            pod_pids: None,
+            single_process_oom_kill: false,
+            huge_page_sizes: Vec::new(),
+        }
+    }
+}
+
+/// Limits of the pod as a whole. `spec` has its defaults.
+pub fn pod_limits(spec: &PodSpec, options: &LimitOptions) -> PodLimits {
+    let (requested, limited) = (pod_requests(spec), sum_of_limits(spec));
+    let best_effort = qos_class(spec) == QosClass::BestEffort;
+    let is_limited = |resource: &str| !best_effort && all_limited(spec, resource);
+    PodLimits {
+        cpu: CpuLimits {
+            request_milli: requested.get(CPU).map_or(0, milli),
+            limit_milli: cpu_limit(&limited, options).filter(|_| is_limited(CPU)),
+            period_micros: options.cpu_period,
+        },
+        memory: bytes(&limited, MEMORY).filter(|_| is_limited(MEMORY)),
+        pids: options.pod_pids,
+        huge_pages: huge_pages(&requested, options),
+    }
+}
+
+/// Limits of one container.
+pub fn leaf_limits(container: ContainerRef<'_>, options: &LimitOptions) -> LeafLimits {
+    let (requested, limited) = (requests(container.resources()), limits(container.resources()));
+    let privileged = container.security_context().and_then(|context| context.privileged) == Some(true);
+    LeafLimits {
+        cpu: CpuLimits {
+            // Who only has a limit asks for as much.
+            request_milli: requested.get(CPU).or_else(|| limited.get(CPU)).map_or(0, milli),
+            limit_milli: cpu_limit(&limited, options),
+            period_micros: options.cpu_period,
+        },
+        memory: bytes(&limited, MEMORY),
+        pids: None,
+        huge_pages: huge_pages(&limited, options),
+        cpuset: None,
+        oom_group: !options.single_process_oom_kill,
+        devices: if privileged { DeviceAccess::All } else { DeviceAccess::Default },
+    }
+}
+
+fn milli(amount: &Quantity) -> u64 {
+    u64::try_from(amount.milli()).unwrap_or(0)
+}
+
+/// A limit of 0 is none.
+fn cpu_limit(limited: &Resources, options: &LimitOptions) -> Option<u64> {
+    limited.get(CPU).map(milli).filter(|limit| *limit > 0 && options.cpu_quota)
+}
+
+/// A limit in whole units; one of 0 is none.
+fn bytes(limited: &Resources, name: &str) -> Option<u64> {
+    u64::try_from(limited.get(name)?.value()).ok().filter(|limit| *limit > 0)
+}
+
+/// `hugepages-2Mi: 4Mi` as 4 MiB of pages of 2 MiB.
+fn huge_pages(amounts: &Resources, options: &LimitOptions) -> Vec<HugePageLimit> {
+    let size = |(name, amount): (&String, &Quantity)| {
+        let page = Quantity::parse(name.strip_prefix(HUGEPAGES_PREFIX)?).ok()?;
+        Some((u64::try_from(page.value()).ok()?, u64::try_from(amount.value()).ok()?))
+    };
+    let mut limits: BTreeMap<u64, u64> = options.huge_page_sizes.iter().map(|size| (*size, 0)).collect();
+    limits.extend(amounts.iter().filter_map(size));
+    limits.into_iter().map(|(page_size, limit)| HugePageLimit { page_size, limit }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Container;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn pod(containers: Value, init: Value) -> PodLimits {
+        let spec = serde_json::from_value(json!({"containers": containers, "initContainers": init})).unwrap();
+        pod_limits(&spec, &LimitOptions::default())
+    }
+
+    fn one(resources: Value) -> Value {
+        json!([{"name": "app", "resources": resources}])
+    }
+
+    fn container(container: Value, options: &LimitOptions) -> LeafLimits {
+        let mut container = container;
+        container["name"] = json!("app");
+        let container: Container = serde_json::from_value(container).unwrap();
+        leaf_limits(ContainerRef::App(0, &container), options)
+    }
+
+    #[test]
+    fn a_pod_is_limited_when_all_of_its_containers_are() {
+        let limited = json!({"requests": {"cpu": "250m", "memory": "1Mi"}, "limits": {"cpu": "500m", "memory": "2Mi"}});
+        let both = pod(one(limited.clone()), one(limited.clone()));
+        assert_eq!((both.cpu.request_milli, both.cpu.limit_milli, both.memory), (250, Some(500), Some(2 * MIB)));
+        let half = pod(one(limited), one(json!({"limits": {"memory": "8Mi"}})));
+        assert_eq!((half.cpu.request_milli, half.cpu.limit_milli, half.memory), (250, None, Some(8 * MIB)));
+    }
+
+    #[test]
+    fn a_best_effort_pod_has_no_limit_but_for_huge_pages() {
+        assert_eq!(pod(one(json!({})), json!([])), PodLimits::default());
+        let pages = json!({"requests": {"hugepages-2Mi": "4Mi"}, "limits": {"hugepages-2Mi": "4Mi"}});
+        let huge_pages = vec![HugePageLimit { page_size: 2 * MIB, limit: 4 * MIB }];
+        assert_eq!(pod(one(pages), json!([])), PodLimits { huge_pages, ..PodLimits::default() });
+    }
+
+    #[test]
+    fn a_container_has_its_own_values() {
+        let case = |sentence: &str, resources: Value, request: u64, limit: Option<u64>, memory: Option<u64>| {
+            let found = container(json!({"resources": resources}), &LimitOptions::default());
+            let found = (found.cpu.request_milli, found.cpu.limit_milli, found.memory);
+            assert_eq!(found, (request, limit, memory), "{sentence}");
+        };
+        let both = json!({"limits": {"cpu": "2", "memory": "1Mi"}});
+        case("nothing", json!({}), 0, None, None);
+        case("a request", json!({"requests": {"cpu": "1"}}), 1000, None, None);
+        case("a limit alone stands for the request", both, 2000, Some(2000), Some(MIB));
+        case("a request of 0 is one", json!({"requests": {"cpu": "0"}, "limits": {"cpu": "1"}}), 0, Some(1000), None);
+        case("a limit of 0 is none", json!({"limits": {"cpu": "0", "memory": "0"}}), 0, None, None);
+        case("bytes are rounded up", json!({"limits": {"memory": "1500m"}}), 0, None, Some(2));
+    }
+
+    #[test]
+    fn a_privileged_container_may_use_all_devices() {
+        let devices = |context: Value| container(json!({"securityContext": context}), &LimitOptions::default()).devices;
+        assert_eq!(devices(json!({})), DeviceAccess::Default);
+        assert_eq!(devices(json!({"privileged": true})), DeviceAccess::All);
+    }
+
+    #[test]
+    fn the_node_decides_about_quota_processes_and_pages() {
+        let options = LimitOptions {
+            cpu_quota: false,
+            pod_pids: Some(100),
+            single_process_oom_kill: true,
+            huge_page_sizes: vec![2 * MIB, 1024 * MIB],
+            ..LimitOptions::default()
+        };
+        let limited = json!({"limits": {"cpu": "1", "memory": "1Mi", "hugepages-2Mi": "2Mi"}});
+        let spec = serde_json::from_value(json!({"containers": one(limited.clone())})).unwrap();
+        let found = pod_limits(&spec, &options);
+        assert_eq!((found.cpu.limit_milli, found.memory, found.pids), (None, Some(MIB), Some(100)));
+        let leaf = container(json!({"resources": limited}), &options);
+        assert!(!leaf.oom_group);
+        let pages = [(2 * MIB, 2 * MIB), (1024 * MIB, 0)];
+        assert_eq!(leaf.huge_pages, pages.map(|(page_size, limit)| HugePageLimit { page_size, limit }));
+    }
+}

@@ -1,0 +1,146 @@
+//! The pods of one manifest, and what becomes of them when it changes or breaks.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::{
+    api::{
+        manifest::{Decoded, decode_manifest},
+        problem::ManifestProblem,
+        static_pod::{Origin, static_pod},
+    },
+    pod::desired::SourcedPod,
+};
+
+/// What a manifest holds.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Content {
+    /// Its pods: those that could be read, and of those that could not the last good ones.
+    pub pods: Vec<Arc<SourcedPod>>,
+    /// What is wrong with it.
+    pub problems: Vec<ManifestProblem>,
+    /// Something of it could not be used, so a pod that it once held may be missing from `pods`.
+    pub unusable: bool,
+}
+
+/// The name of an origin in problems and views.
+pub(super) fn origin_name(origin: Origin<'_>) -> String {
+    match origin {
+        Origin::File(path) => format!("file:{path}"),
+        Origin::Url(url) => url.to_owned(),
+    }
+}
+
+impl Content {
+    /// What `bytes` hold, now that `self` is what the manifest held before.
+    ///
+    /// A pod with an unchanged UID is the same object as before (its "first seen" included). When a document cannot be
+    /// used, the pods of before whose names do not appear in the rest stay: nobody can tell which of them it held.
+    pub fn updated(&self, bytes: &[u8], origin: Origin<'_>, node: &str, now: Timestamp) -> Content {
+        let mut content = Content::default();
+        for decoded in decode_manifest(bytes) {
+            let Decoded { document, name, pod, warnings } = decoded;
+            let mut problem = |warning, message| {
+                let (source, pod) = (origin_name(origin), name.clone());
+                content.problems.push(ManifestProblem { source, document, pod, warning, message });
+            };
+            for message in warnings {
+                problem(true, message);
+            }
+            let pod = match pod.map(|pod| static_pod(pod, origin, node, now)) {
+                Ok(Ok(pod)) => pod,
+                Ok(Err(errors)) => {
+                    problem(false, errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
+                    content.unusable = true;
+                    continue;
+                }
+                Err(error) => {
+                    problem(false, error.to_string());
+                    content.unusable = true;
+                    continue;
+                }
+            };
+            let document = document.unwrap_or_default();
+            let new = SourcedPod { pod, origin: origin_name(origin), document };
+            let same = |old: &&Arc<SourcedPod>| old.uid() == new.uid() && old.document == document;
+            let known = self.pods.iter().find(same).cloned();
+            content.pods.push(known.unwrap_or_else(|| Arc::new(new)));
+        }
+        if content.unusable {
+            let missing = |old: &&Arc<SourcedPod>| {
+                !content.pods.iter().any(|new| new.uid() == old.uid() || new.full_name() == old.full_name())
+            };
+            let kept: Vec<_> = self.pods.iter().filter(missing).cloned().collect();
+            content.pods.extend(kept);
+        }
+        content
+    }
+
+    /// The manifest as a whole could not be read: everything stays as it was, with the problem beside it.
+    pub fn unreadable(&self, origin: Origin<'_>, message: String) -> Content {
+        let problem =
+            ManifestProblem { source: origin_name(origin), document: None, pod: None, warning: false, message };
+        Content { pods: self.pods.clone(), problems: vec![problem], unusable: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: Origin<'_> = Origin::File("/m/a.yaml");
+
+    fn pod(name: &str, image: &str) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: c, image: {image}}}]}}\n"
+        )
+    }
+
+    fn read(before: &Content, text: &str, second: i64) -> Content {
+        before.updated(text.as_bytes(), FILE, "n", Timestamp::from_second(second).unwrap())
+    }
+
+    fn names(content: &Content) -> Vec<String> {
+        content.pods.iter().map(|pod| pod.full_name()).collect()
+    }
+
+    #[test]
+    fn an_unchanged_pod_stays_the_same_object() {
+        let before = read(&Content::default(), &(pod("a", "x:1") + &pod("b", "x:1")), 1);
+        let after = read(&before, &("# comment\n".to_owned() + &pod("a", "x:1") + &pod("b", "x:2")), 2);
+        assert!(Arc::ptr_eq(&before.pods[0], &after.pods[0]));
+        assert_ne!(before.pods[1].uid(), after.pods[1].uid());
+        assert_eq!(names(&before), names(&after));
+    }
+
+    #[test]
+    fn a_broken_document_keeps_its_pod_and_spares_the_others() {
+        let before = read(&Content::default(), &(pod("a", "x:1") + &pod("b", "x:1")), 1);
+        let broken = read(&before, &(pod("a", "x:2") + "---\nkind: [\n"), 2);
+        assert_eq!(names(&broken), ["default/a-n", "default/b-n"]);
+        assert!(broken.unusable);
+        assert_ne!(broken.pods[0].uid(), before.pods[0].uid());
+        assert!(Arc::ptr_eq(&broken.pods[1], &before.pods[1]));
+        assert_eq!((broken.problems[0].document, broken.problems[0].warning), (Some(1), false));
+        assert_eq!(names(&read(&broken, &pod("a", "x:2"), 3)), ["default/a-n"], "once it is readable again, b is gone");
+    }
+
+    #[test]
+    fn an_invalid_pod_keeps_its_last_good_spec_and_names_the_field() {
+        let before = read(&Content::default(), &pod("a", "x:1"), 1);
+        let invalid = read(&before, &pod("a", "''"), 2);
+        assert!(Arc::ptr_eq(&invalid.pods[0], &before.pods[0]));
+        assert_eq!(invalid.problems[0].message, "spec.containers[0].image: Required value");
+        assert_eq!(invalid.problems[0].pod.as_deref(), Some("a"));
+        assert_eq!(invalid.problems[0].source, "file:/m/a.yaml");
+    }
+
+    #[test]
+    fn warnings_do_not_stop_a_pod() {
+        let content = read(&Content::default(), &pod("a", "x:1, imge: y"), 1);
+        assert_eq!(names(&content), ["default/a-n"]);
+        assert!(!content.unusable && content.problems[0].warning);
+        assert_eq!(content.problems[0].message, r#"unknown field "spec.containers[0].imge""#);
+    }
+}

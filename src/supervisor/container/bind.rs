@@ -1,0 +1,150 @@
+//! Bind mounts: the source, opened on the host's side and turned into a detached mount with all its flags.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Component, Path},
+};
+
+use super::error::{Failure, Reason, Step};
+use crate::{
+    supervisor::spec::{MountSpec, Propagation, RecursiveReadOnly},
+    sys::{
+        mount::{self, PropagationType, attribute},
+        node::{self, Kind},
+        openat2::{Scope, is_link_refused, openat2, purpose},
+    },
+};
+
+/// A detached mount of something on the host.
+pub(super) struct Source {
+    /// The mount.
+    pub(super) tree: OwnedFd,
+    /// It is a directory.
+    pub(super) is_directory: bool,
+    /// It lies on procfs.
+    pub(super) is_proc: bool,
+}
+
+/// Opens `path` (and `sub_path` within it) on the host and makes the detached mount.
+pub(super) fn open(spec: &MountSpec, path: &Path, sub_path: Option<&Path>) -> Result<Source, Failure> {
+    // Intermediate and final links of the host are followed, as hostPath promises; the links of /proc that jump into
+    // other processes' roots are not.
+    let mut place = openat2(mount::here(), path, purpose::PLACE, 0, Scope::NoMagicLinks)
+        .step(|| format!("open {} for {}", path.display(), spec.target.display()))?;
+    if let Some(sub_path) = sub_path {
+        place = open_sub_path(place.as_fd(), sub_path).map_err(|source| sub_path_failure(spec, sub_path, source))?;
+    }
+    let step = || format!("bind {} on {}", path.display(), spec.target.display());
+    let is_directory = node::status(place.as_fd()).step(step)?.kind == Kind::Directory;
+    let is_proc = node::is_on_proc(place.as_fd()).step(step)?;
+    require_propagation(place.as_fd(), path, spec)?;
+    let tree = mount::clone_tree(place.as_fd(), true).step(step)?;
+    apply(tree.as_fd(), spec).step(|| format!("set the flags of {}", spec.target.display()))?;
+    Ok(Source { tree, is_directory, is_proc })
+}
+
+/// Events can only be passed on where the host's mount passes them on: anything else would silently be a private mount
+/// (the same condition as in containerd's `ensureShared` and `ensureSharedOrSlave`).
+fn require_propagation(place: BorrowedFd<'_>, path: &Path, spec: &MountSpec) -> Result<(), Failure> {
+    let (enough, wanted): (&[PropagationType], &str) = match spec.propagation {
+        Propagation::Private => return Ok(()),
+        Propagation::Slave => (&[PropagationType::Shared, PropagationType::Slave], "a shared or slave mount"),
+        Propagation::Shared => (&[PropagationType::Shared], "a shared mount"),
+    };
+    let step = || format!("bind {} on {}", path.display(), spec.target.display());
+    let surroundings = mount::surroundings(place).step(step)?;
+    if enough.contains(&surroundings.propagation) {
+        return Ok(());
+    }
+    let point = surroundings.mount_point;
+    let message = format!("path {path:?} is mounted on {point:?} but it is not {wanted}");
+    Err(Failure::refused(step(), message).because(Reason::Create))
+}
+
+/// Flags and propagation of a bind. What the source's mount already forbids stays forbidden.
+fn apply(tree: BorrowedFd<'_>, spec: &MountSpec) -> io::Result<()> {
+    let propagation = Some(match spec.propagation {
+        Propagation::Private => PropagationType::Private,
+        Propagation::Slave => PropagationType::Slave,
+        Propagation::Shared => PropagationType::Shared,
+    });
+    let mut top = attributes(spec);
+    if spec.readonly && spec.recursive_readonly != RecursiveReadOnly::Disabled {
+        match mount::set_attributes(tree, true, attribute::RDONLY, propagation) {
+            Ok(()) => {
+                top &= !attribute::RDONLY;
+                return if top == 0 { Ok(()) } else { mount::set_attributes(tree, false, top, None) };
+            }
+            Err(error) if spec.recursive_readonly == RecursiveReadOnly::Enabled => return Err(error),
+            // IfPossible: only the top mount then.
+            Err(_) => {}
+        }
+    }
+    mount::set_attributes(tree, true, 0, propagation)?;
+    if top == 0 { Ok(()) } else { mount::set_attributes(tree, false, top, None) }
+}
+
+/// The flags that a spec asks for, as bits of [`attribute`].
+pub(super) fn attributes(spec: &MountSpec) -> u64 {
+    let flags = [
+        (spec.readonly, attribute::RDONLY),
+        (spec.nosuid, attribute::NOSUID),
+        (spec.nodev, attribute::NODEV),
+        (spec.noexec, attribute::NOEXEC),
+    ];
+    flags.into_iter().filter(|(wanted, _)| *wanted).fold(0, |bits, (_, bit)| bits | bit)
+}
+
+/// Opens `path` in a volume. A link that leaves the volume, even an absolute one that would come back, is refused, as
+/// in the kubelet. A missing directory is made with the owner and mode of the volume itself, so that a container
+/// that may write to the volume may write there too.
+fn open_sub_path(volume: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    match openat2(volume, path, purpose::PLACE, 0, Scope::Beneath) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        found => return found,
+    }
+    let model = node::status(volume)?;
+    let mut directory = openat2(volume, Path::new("."), purpose::DIRECTORY, 0, Scope::Beneath)?;
+    for component in path.components() {
+        let name = match component {
+            Component::Normal(name) => Path::new(name),
+            Component::CurDir => continue,
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        // Followed component by component, a link would be resolved beneath its own directory only; one that stays in
+        // the volume and exists was found above already.
+        directory = match openat2(directory.as_fd(), name, purpose::DIRECTORY, 0, Scope::NoLinks) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make_like(directory.as_fd(), name, &model)?;
+                openat2(directory.as_fd(), name, purpose::DIRECTORY, 0, Scope::NoLinks)?
+            }
+            found => found?,
+        };
+    }
+    Ok(directory)
+}
+
+fn make_like(directory: BorrowedFd<'_>, name: &Path, model: &node::Status) -> io::Result<()> {
+    match node::make_directory(directory, name, 0o700) {
+        // Another container of the pod was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        made => made?,
+    }
+    // Not a place handle: fchmod(2) wants an open directory.
+    let made = openat2(directory, name, purpose::READ, 0, Scope::NoLinks)?;
+    node::change_owner(made.as_fd(), Some(model.uid), Some(model.gid))?;
+    node::change_mode(made.as_fd(), model.mode)
+}
+
+fn sub_path_failure(spec: &MountSpec, sub_path: &Path, source: io::Error) -> Failure {
+    let escapes = source.kind() == io::ErrorKind::CrossesDevices || is_link_refused(&source);
+    let failed: io::Result<()> = Err(source);
+    let failure = failed.step(|| format!("prepare subPath {} for {}", sub_path.display(), spec.target.display()));
+    let failure = failure.unwrap_err().because(Reason::Config);
+    if escapes {
+        let message = format!("subPath {:?} leads out of its volume through a symbolic link", sub_path.display());
+        return Failure { message: Some(message), ..failure };
+    }
+    failure
+}

@@ -1,0 +1,99 @@
+//! The first process of a container, from its birth to its program.
+
+use std::{
+    convert::Infallible,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use super::{
+    ChildStdio,
+    command::Command,
+    console, devices,
+    error::{Failure, Step},
+    finish::{self, Program},
+    masks, mounts, rootfs,
+    status::Reporter,
+    target::{self, Missing},
+    user::{self, Files},
+};
+use crate::{
+    supervisor::spec::LaunchSpec,
+    sys::{
+        mount::{self, attribute},
+        session::{self, namespace},
+    },
+};
+
+/// Runs in the child, which has its own mount namespace and is where it belongs among PID namespaces and in the
+/// unified cgroup hierarchy. `console` is where the master of a terminal goes.
+pub(super) fn run(
+    spec: &LaunchSpec,
+    stdio: ChildStdio,
+    console: Option<OwnedFd>,
+    reporter: &mut Reporter,
+) -> Result<Infallible, Failure> {
+    reporter.stage("clone");
+    let keep: Vec<BorrowedFd<'_>> = console.iter().map(AsFd::as_fd).collect();
+    finish::begin(spec, stdio, &keep, reporter)?;
+
+    // The cgroups just joined become the roots of the container's view.
+    if spec.new_cgroup_ns {
+        session::leave(namespace::CGROUP).step(|| "unshare the cgroup namespace")?;
+    }
+    reporter.stage("cgroup");
+
+    // All that is wanted from the host is opened through the host's root, while mounts still belong to the groups
+    // that their propagation is to follow.
+    let null = if spec.masked_paths.is_empty() { None } else { Some(masks::open_null()?) };
+    let host_parts = mounts::open_host_parts(spec)?;
+
+    // From here on no mount of ours reaches the host.
+    mount::make_all_slave().step(|| "make all mounts slaves")?;
+    let root = rootfs::mount_overlay(&spec.rootfs)?;
+    reporter.stage("rootfs");
+
+    // In order; each may lie within an earlier one.
+    for (mount, host_part) in spec.mounts.iter().zip(host_parts) {
+        mounts::attach(root.as_fd(), mount, host_part)?;
+    }
+    let dev_is_ours = devices::are_ours(spec);
+    if dev_is_ours {
+        devices::populate(root.as_fd(), spec)?;
+    }
+    let terminal = match &console {
+        Some(_) => Some(console::open(root.as_fd())?),
+        None => None,
+    };
+    if let Some(terminal) = terminal.as_ref().filter(|_| dev_is_ours) {
+        terminal.bind(root.as_fd())?;
+    }
+
+    // Made while the root can still be written to, and found while every link in the way is resolved inside it.
+    let step = || format!("change to {}", spec.cwd.display());
+    let directory = target::resolve_or_create(root.as_fd(), &spec.cwd, Missing::Directory).step(step)?;
+
+    // After all mounts, so that none can uncover anything.
+    if let Some(null) = &null {
+        masks::hide(root.as_fd(), &spec.masked_paths, null.as_fd())?;
+    }
+    masks::protect(root.as_fd(), &spec.readonly_paths)?;
+    if spec.rootfs.readonly {
+        mount::set_attributes(root.as_fd(), false, attribute::RDONLY, None).step(|| "make the root read-only")?;
+    }
+
+    // The host's file systems are gone with this.
+    rootfs::enter(root.as_fd(), &spec.rootfs)?;
+    reporter.stage("mounts");
+
+    let has_own_terminal = terminal.is_some();
+    if let (Some(terminal), Some(socket)) = (terminal, &console) {
+        terminal.take(socket.as_fd())?;
+    }
+    let files = Files::read(root.as_fd())?;
+    let identity = user::identify(&spec.user, &files)?;
+    let command = Command::new(&spec.args, &spec.env, &identity.home)?;
+    reporter.stage("user");
+
+    let program = Program { spec, command, identity, directory: (directory, &spec.cwd), has_own_terminal };
+    finish::execute(&program, reporter)
+}

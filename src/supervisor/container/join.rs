@@ -1,0 +1,80 @@
+//! A further process in a running container (exec), from its birth to its program.
+
+use std::{
+    convert::Infallible,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use super::{
+    ChildStdio,
+    command::Command,
+    console,
+    error::{Failure, Step},
+    finish::{self, Program},
+    status::Reporter,
+    target,
+    user::{self, Files},
+};
+use crate::{
+    supervisor::spec::{ExecSpec, LaunchSpec},
+    sys::{
+        mount,
+        session::{self, namespace},
+    },
+};
+
+/// Runs in the child, which was born in the container's PID namespace and unified cgroup. `init` is the container's
+/// first process, `user` whom that was started as.
+pub(super) fn run(
+    spec: &ExecSpec,
+    launch: &LaunchSpec,
+    init: BorrowedFd<'_>,
+    user: Option<&(u32, u32, Vec<u32>)>,
+    stdio: ChildStdio,
+    console: Option<OwnedFd>,
+    reporter: &mut Reporter,
+) -> Result<Infallible, Failure> {
+    reporter.stage("clone");
+    let keep: Vec<BorrowedFd<'_>> = console.iter().map(AsFd::as_fd).chain([init]).collect();
+    finish::begin(launch, stdio, &keep, reporter)?;
+    reporter.stage("cgroup");
+
+    // All namespaces in one step: there is no moment with one foot outside. Root and working directory are then the
+    // container's root.
+    let kinds = namespace::MOUNT | namespace::CGROUP | namespace::IPC | namespace::NET | namespace::UTS;
+    session::join(init, kinds).step(|| format!("join container {}", launch.container))?;
+    let root = mount::open_place(Path::new("/")).step(|| "open the container's root")?;
+    reporter.stage("rootfs");
+
+    if let Some(socket) = &console {
+        console::open(root.as_fd())?.take(socket.as_fd())?;
+    }
+    // The container may have put anything there by now; nothing is made for it, and nothing leads outside.
+    let path = spec.cwd.as_deref().unwrap_or(&launch.cwd);
+    let directory = target::resolve(root.as_fd(), path).step(|| format!("change to {}", path.display()))?;
+    reporter.stage("mounts");
+
+    let files = Files::read(root.as_fd())?;
+    let identity = match user {
+        Some(user) => user::identity_of(user, &files),
+        None => user::identify(&launch.user, &files)?,
+    };
+    let command = Command::new(&spec.args, &environment(spec, launch), &identity.home)?;
+    reporter.stage("user");
+
+    let program =
+        Program { spec: launch, command, identity, directory: (directory, path), has_own_terminal: console.is_some() };
+    finish::execute(&program, reporter)
+}
+
+/// The container's variables, those of the exec instead or added, and what a terminal is expected to be.
+fn environment(spec: &ExecSpec, launch: &LaunchSpec) -> Vec<(String, String)> {
+    let is_set = |name: &str| spec.env.iter().any(|(other, _)| other == name);
+    let kept = launch.env.iter().filter(|(name, _)| !is_set(name));
+    let mut environment: Vec<_> = kept.chain(&spec.env).cloned().collect();
+    if spec.tty && !environment.iter().any(|(name, _)| name == "TERM") {
+        environment.push(("TERM".to_owned(), "xterm".to_owned()));
+    }
+    environment
+}

@@ -1,0 +1,451 @@
+//! The real hands of a pod: every action on this machine. The only part of the worker that touches the host.
+
+use std::{
+    collections::BTreeMap,
+    fs::DirBuilder,
+    io,
+    net::IpAddr,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use berth_cni::Lease;
+use k8s_openapi::{
+    api::core::v1::{Pod, PodSpec, Volume},
+    jiff::Timestamp,
+};
+use tokio::sync::mpsc;
+
+use super::{
+    handle::{BoxFuture, ExecSession, NodeError, Stage, Usage},
+    host::{ActionError, Done, PodEvent, PodHost},
+    inputs,
+    record::PodRecord,
+    records,
+    shared::Shared,
+    watch,
+};
+use crate::{
+    api::qos::{QosClass, qos_class},
+    cgroup::path::SANDBOX,
+    image::{Image, policy},
+    pod::{
+        Action, Outcome,
+        observed::{Attempt, AttemptState},
+    },
+    runtime::{
+        attempt,
+        client::{ClientError, Connected, Supervisor},
+        container_ref::ContainerRef,
+    },
+    store::{durable, layout::PodDirs},
+    supervisor::{protocol::RunningContainer, spec::ExecSpec},
+    volume::{self, MountedVolume, VolumeContext},
+};
+
+/// The hands of one pod.
+pub struct Host {
+    pub(super) shared: Arc<Shared>,
+    pub(super) record: PodRecord,
+    pub(super) dirs: PodDirs,
+    pub(super) qos: QosClass,
+    events: mpsc::Sender<PodEvent>,
+    state: Mutex<State>,
+}
+
+/// What the hands hold between two actions.
+#[derive(Default)]
+struct State {
+    supervisor: Option<Supervisor>,
+    netlink: Option<OwnedFd>,
+    lease: Option<Lease>,
+    volumes: BTreeMap<String, MountedVolume>,
+    images: BTreeMap<String, Arc<Image>>,
+    generation: u32,
+}
+
+/// Runs work that may block on a thread that may wait.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ActionError> + Send + 'static,
+) -> Result<T, ActionError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(ActionError { reason: "InternalError".to_owned(), message: error.to_string() }),
+    }
+}
+
+fn failed(reason: &str, step: &str, path: &Path) -> impl FnOnce(io::Error) -> ActionError {
+    let (reason, what) = (reason.to_owned(), format!("{step} {}", path.display()));
+    move |error| ActionError { reason, message: format!("{what}: {error}") }
+}
+
+fn because<E: std::error::Error>(reason: &'static str) -> impl FnOnce(E) -> ActionError {
+    move |error| ActionError::new(reason, &error)
+}
+
+impl Host {
+    /// The hands of a pod; touches nothing.
+    pub fn new(shared: Arc<Shared>, record: PodRecord, events: mpsc::Sender<PodEvent>) -> Host {
+        let metadata = &record.pod.metadata;
+        let dirs = shared.config.layout.pod(
+            record.uid(),
+            metadata.namespace.as_deref().unwrap_or_default(),
+            metadata.name.as_deref().unwrap_or_default(),
+        );
+        let qos = record.pod.spec.as_ref().map_or(QosClass::BestEffort, qos_class);
+        Host { shared, record, dirs, qos, events, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every critical section is a read or one assignment.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn uid(&self) -> &str {
+        self.record.uid()
+    }
+
+    pub(super) fn spec(&self) -> &PodSpec {
+        static EMPTY: std::sync::OnceLock<PodSpec> = std::sync::OnceLock::new();
+        self.record.pod.spec.as_ref().unwrap_or_else(|| EMPTY.get_or_init(PodSpec::default))
+    }
+
+    pub(super) fn supervisor(&self) -> Option<Supervisor> {
+        self.state().supervisor.clone()
+    }
+
+    fn need_supervisor(&self) -> Result<Supervisor, ActionError> {
+        self.supervisor().ok_or_else(|| ActionError {
+            reason: "SandboxChanged".to_owned(),
+            message: "the sandbox is gone".to_owned(),
+        })
+    }
+
+    /// Takes up a supervisor that answered: its events become the pod's.
+    pub(super) fn connected(self: &Arc<Self>, connected: Connected, generation: u32) {
+        let Connected { supervisor, netlink, events, .. } = connected;
+        let mut state = self.state();
+        state.supervisor = Some(supervisor);
+        state.netlink = netlink;
+        state.generation = generation;
+        drop(state);
+        tokio::spawn(watch::watch(self.clone(), generation, events, self.events.clone()));
+    }
+
+    pub(super) fn forget_supervisor(&self) {
+        let mut state = self.state();
+        state.supervisor = None;
+        state.netlink = None;
+    }
+
+    pub(super) fn hold_lease(&self, lease: Option<Lease>) {
+        self.state().lease = lease;
+    }
+
+    pub(super) fn set_generation(&self, generation: u32) {
+        self.state().generation = generation;
+    }
+
+    fn host_network(&self) -> bool {
+        self.spec().host_network.unwrap_or(false)
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        if self.host_network() {
+            return self.shared.host_ips.clone();
+        }
+        let state = self.state();
+        state.lease.iter().flat_map(|lease| lease.addresses.iter().map(|address| address.addr())).collect()
+    }
+
+    fn pull_policy(&self, container: &str) -> Option<&str> {
+        let spec = self.spec();
+        let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        containers.find(|found| found.name == container)?.image_pull_policy.as_deref()
+    }
+
+    /// Whether a container's termination message falls back to its log.
+    pub(super) fn falls_back_to_logs(&self, container: &str) -> bool {
+        let spec = self.spec();
+        spec.init_containers.iter().flatten().chain(&spec.containers).any(|found| {
+            found.name == container && found.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
+        })
+    }
+
+    fn ensure_dirs(&self) -> Result<Done, ActionError> {
+        let make = |path: &Path, mode: u32| {
+            DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed(
+                "FailedCreatePodDirectory",
+                "create",
+                path,
+            ))
+        };
+        // A container's user has to get through to its own volumes; the directory above them is root's alone.
+        make(&self.dirs.dir, 0o755)?;
+        durable::write_json(&self.dirs.pod_file(), &self.record).map_err(because("FailedCreatePodDirectory"))?;
+        durable::sync_parent(&self.dirs.dir).map_err(because("FailedCreatePodDirectory"))?;
+        make(&self.dirs.etc(), 0o755)?;
+        make(&self.dirs.run, 0o700)?;
+        make(&self.dirs.log, 0o755)?;
+        Ok(Done::new(Outcome::Done))
+    }
+
+    fn lease_addresses(&self) -> Result<Done, ActionError> {
+        const REASON: &str = "FailedCreatePodSandBox";
+        if !self.host_network() {
+            let lease = self.shared.network.lease(self.uid(), &[]).map_err(because(REASON))?;
+            durable::write_json(&self.dirs.network_file(), &lease).map_err(because(REASON))?;
+            self.hold_lease(Some(lease));
+        }
+        let addresses = self.addresses();
+        self.shared.write_etc(&self.record.pod, &self.dirs, &addresses)?;
+        let held = if self.host_network() { Vec::new() } else { addresses };
+        Ok(Done::new(Outcome::Leased(held)))
+    }
+
+    fn mount_volume(&self, name: &str) -> Result<Done, ActionError> {
+        let volumes = self.spec().volumes.as_deref().unwrap_or_default();
+        let volume: Option<&Volume> = volumes.iter().find(|volume| volume.name == name);
+        let Some(volume) = volume else { return Ok(Done::new(Outcome::Done)) };
+        let security = self.spec().security_context.as_ref();
+        let context = VolumeContext {
+            fs_group: security.and_then(|security| security.fs_group).and_then(|group| u32::try_from(group).ok()),
+            memory_limit: self.shared.pod_limits(self.spec()).memory,
+            node_memory: self.shared.memory,
+        };
+        let mounted = volume::set_up(volume, &self.dirs, &context).map_err(because("FailedMount"))?;
+        self.state().volumes.insert(name.to_owned(), mounted);
+        Ok(Done::new(Outcome::Done))
+    }
+
+    async fn resolve_image(&self, container: &str) -> Result<Done, ActionError> {
+        let container = self.container(container)?;
+        let image = container.image();
+        let present = self.shared.images.get(image);
+        let wanted = self.pull_policy(container.name()).and_then(policy::PullPolicy::parse);
+        let wanted = wanted.unwrap_or_else(|| policy::PullPolicy::default_for(image));
+        let refused = |error: crate::image::ImageError| ActionError {
+            reason: error.reason().as_str().to_owned(),
+            message: error.message(),
+        };
+        let decision = policy::decide(wanted, image, present.is_some()).map_err(refused)?;
+        let image = match (decision, present) {
+            (policy::Decision::UsePresent, Some(image)) => image,
+            _ => self.shared.pull(image).await.map_err(refused)?,
+        };
+        let id = image.id.clone();
+        self.state().images.insert(container.name().to_owned(), image);
+        Ok(Done::new(Outcome::Image(id)))
+    }
+
+    fn container(&self, name: &str) -> Result<ContainerRef<'_>, ActionError> {
+        ContainerRef::find(&self.record.pod, name).ok_or_else(|| ActionError {
+            reason: "CreateContainerError".to_owned(),
+            message: format!("the pod has no container {name}"),
+        })
+    }
+
+    async fn create_sandbox(self: &Arc<Self>) -> Result<Done, ActionError> {
+        const REASON: &str = "FailedCreatePodSandBox";
+        let begun = std::time::Instant::now();
+        let host = self.clone();
+        let (spec, cgroups) = blocking(move || {
+            let limits = host.shared.pod_limits(host.spec());
+            let cgroups = &host.shared.cgroups;
+            cgroups.ensure_pod(host.qos, host.uid(), &limits).map_err(because(REASON))?;
+            let placement =
+                cgroups.ensure_leaf(host.qos, host.uid(), SANDBOX, &Default::default()).map_err(because(REASON))?;
+            if host.spec().host_ipc != Some(true) {
+                volume::shm::set_up(&host.dirs).map_err(because(REASON))?;
+            }
+            let generation = host.state().generation + 1;
+            let mut spec = host.shared.sandbox_spec(&host.record.pod, generation, placement)?;
+            spec.oom_score_adj = host.shared.config.supervisor_oom_score_adj;
+            Ok((spec, begun.elapsed()))
+        })
+        .await?;
+        let generation = spec.generation;
+        let connected = Supervisor::spawn(&self.shared.binary, &self.dirs, &spec).await.map_err(because(REASON))?;
+        for warning in &connected.snapshot.warnings {
+            self.shared.warn_once(warning);
+        }
+        let pid = connected.snapshot.pid;
+        self.connected(connected, generation);
+        let stages = vec![Stage { name: "cgroups".to_owned(), at: cgroups.as_micros() as u64 }];
+        Ok(Done { outcome: Outcome::Sandbox { pid, generation }, stages })
+    }
+
+    pub(super) fn attach_network(&self) -> Result<Done, ActionError> {
+        const REASON: &str = "FailedCreatePodSandBox";
+        let (lease, netlink) = {
+            let state = self.state();
+            let netlink = state.netlink.as_ref().map(OwnedFd::try_clone).transpose();
+            (state.lease.clone(), netlink.map_err(failed(REASON, "duplicate the socket of", Path::new("the sandbox")))?)
+        };
+        let (Some(lease), Some(netlink)) = (lease, netlink) else {
+            return Err(ActionError { reason: REASON.to_owned(), message: "the sandbox has no network".to_owned() });
+        };
+        let ports = inputs::port_mappings(&self.record.pod);
+        self.shared.network.attach(self.uid(), netlink, &lease, &ports).map_err(because(REASON))?;
+        Ok(Done::new(Outcome::Done))
+    }
+
+    async fn start_container(self: &Arc<Self>, name: &str, attempt: u32) -> Result<Done, ActionError> {
+        let begun = std::time::Instant::now();
+        let supervisor = self.need_supervisor()?;
+        let (host, container) = (self.clone(), name.to_owned());
+        let (generation, id, image_id) = blocking(move || host.prepare_attempt(&container, attempt)).await?;
+        let prepared = begun.elapsed().as_micros() as u64;
+        let directory = self.dirs.attempt(name, attempt);
+        let attempt =
+            |state| Attempt { number: attempt, generation, id: id.clone(), image_id: image_id.clone(), state };
+        let started = match supervisor.start(&directory.dir).await {
+            Ok(Ok(running)) => running,
+            // The record is on disk in both cases; it is what counts.
+            Ok(Err(_)) | Err(ClientError::AlreadyEnded) => {
+                let recorded = records::read(&directory).map_err(because("CreateContainerError"))?;
+                let recorded = recorded.ok_or_else(|| ActionError {
+                    reason: "CreateContainerError".to_owned(),
+                    message: format!("the record of attempt {} is gone", directory.dir.display()),
+                })?;
+                let ended = recorded.ended(&directory, self.falls_back_to_logs(name), Timestamp::now());
+                return Ok(Done::new(Outcome::Attempt(ended)));
+            }
+            Err(error) => return Err(ActionError::new("RunContainerError", &error)),
+        };
+        let mut stages = vec![Stage { name: format!("{name}/prepared"), at: prepared }];
+        stages.extend(
+            started.stages.iter().map(|(stage, at)| Stage { name: format!("{name}/{stage}"), at: prepared + at }),
+        );
+        Ok(Done { outcome: Outcome::Attempt(attempt(running_state(&started))), stages })
+    }
+
+    /// Directories, cgroup and launch record of an attempt.
+    fn prepare_attempt(&self, name: &str, attempt: u32) -> Result<(u32, String, String), ActionError> {
+        const REASON: &str = "CreateContainerError";
+        let container = self.container(name)?;
+        let directory = self.dirs.attempt(name, attempt);
+        let recorded = records::read(&directory).map_err(because(REASON))?;
+        let (generation, image, volumes) = {
+            let state = self.state();
+            (state.generation, state.images.get(name).cloned(), state.volumes.clone())
+        };
+        if let Some(recorded) = recorded
+            && recorded.launch.generation == generation
+        {
+            // Tried before, and the answer was lost: the same launch is joined.
+            return Ok((generation, recorded.launch.id, recorded.launch.image_id));
+        }
+        let image = image.ok_or_else(|| ActionError {
+            reason: REASON.to_owned(),
+            message: format!("no image was resolved for container {name}"),
+        })?;
+        let addresses = self.addresses();
+        let input = inputs::Attempt {
+            container,
+            number: attempt,
+            generation,
+            image: &image,
+            pod_ips: &addresses,
+            volumes: &volumes,
+        };
+        let spec = self.shared.launch_spec(&self.record.pod, &self.dirs, self.qos, &input)?;
+        attempt::prepare(&spec, &directory).map_err(because(REASON))?;
+        durable::write_json(&directory.launch_file(), &spec).map_err(because(REASON))?;
+        Ok((generation, spec.id, spec.image_id))
+    }
+
+    async fn stop_container(&self, name: &str, attempt: u32) -> Result<Done, ActionError> {
+        let Some(supervisor) = self.supervisor() else { return Ok(Done::new(Outcome::Done)) };
+        let recorded = records::read(&self.dirs.attempt(name, attempt)).map_err(because("FailedKillPod"))?;
+        let signal = recorded.map_or(libc::SIGTERM, |recorded| recorded.launch.stop_signal);
+        match supervisor.signal(name, signal).await {
+            Ok(()) | Err(ClientError::Gone) => Ok(Done::new(Outcome::Done)),
+            Err(error) => Err(ActionError::new("FailedKillPod", &error)),
+        }
+    }
+
+    async fn kill_container(&self, name: &str) -> Result<Done, ActionError> {
+        let Some(supervisor) = self.supervisor() else { return Ok(Done::new(Outcome::Done)) };
+        match supervisor.kill(name).await {
+            Ok(()) | Err(ClientError::Gone) => Ok(Done::new(Outcome::Done)),
+            Err(error) => Err(ActionError::new("FailedKillPod", &error)),
+        }
+    }
+}
+
+/// What the supervisor said of an attempt that runs.
+pub(super) fn running_state(running: &RunningContainer) -> AttemptState {
+    AttemptState::Running {
+        pid: running.pid,
+        started_at: records::timestamp(running.started_at).unwrap_or_else(Timestamp::now),
+    }
+}
+
+impl PodHost for Host {
+    fn execute(self: Arc<Self>, _pod: Arc<Pod>, action: Action) -> BoxFuture<'static, Result<Done, ActionError>> {
+        Box::pin(async move {
+            let host = self.clone();
+            match action {
+                Action::EnsureDirs => blocking(move || host.ensure_dirs()).await,
+                Action::LeaseAddresses => blocking(move || host.lease_addresses()).await,
+                Action::MountVolume(name) => blocking(move || host.mount_volume(&name)).await,
+                Action::ResolveImage { container, .. } => self.resolve_image(&container).await,
+                Action::CreateSandbox => self.create_sandbox().await,
+                Action::AttachNetwork => blocking(move || host.attach_network()).await,
+                Action::StartContainer { container, attempt } => self.start_container(&container, attempt).await,
+                Action::StopContainer { container, attempt } => self.stop_container(&container, attempt).await,
+                Action::KillContainer { container, .. } => self.kill_container(&container).await,
+                Action::RemoveAttempt { container, attempt } => {
+                    blocking(move || host.remove_attempt(&container, attempt)).await
+                }
+                Action::StopSandbox => self.stop_sandbox().await,
+                Action::DetachNetwork => blocking(move || host.detach_network()).await,
+                Action::RemoveCgroups => blocking(move || host.remove_cgroups()).await,
+                Action::UnmountVolumes => blocking(move || host.unmount_volumes()).await,
+                Action::ReleaseAddresses => blocking(move || host.release_addresses()).await,
+                Action::ForgetPod => blocking(move || host.forget()).await,
+            }
+        })
+    }
+
+    fn attempt_ended(&self, attempt: &Attempt) {
+        let (shared, qos) = (self.shared.clone(), self.qos);
+        let (uid, id) = (self.uid().to_owned(), attempt.id.clone());
+        tokio::task::spawn_blocking(move || {
+            // The pod's own removal would take it along, but a pod that restarts for years must not collect them.
+            if let Err(error) = shared.cgroups.remove_leaf(qos, &uid, &id) {
+                tracing::debug!(uid, id, %error, "the cgroup of an ended container is still there, ignoring");
+            }
+        });
+    }
+
+    fn exec(
+        self: Arc<Self>,
+        spec: ExecSpec,
+        stdio: Vec<OwnedFd>,
+    ) -> BoxFuture<'static, Result<ExecSession, NodeError>> {
+        Box::pin(async move {
+            let supervisor =
+                self.supervisor().ok_or_else(|| NodeError::Conflict("the pod has no sandbox".to_owned()))?;
+            let internal = |error: ClientError| NodeError::Internal(ActionError::new("", &error).message);
+            let mut exec = match supervisor.exec(spec, stdio).await.map_err(internal)? {
+                Ok(exec) => exec,
+                Err(error) => return Err(NodeError::Exec(error.message)),
+            };
+            let terminal = exec.terminal.take();
+            // Holds the supervisor's connection as long as somebody waits for the code.
+            let exit: BoxFuture<'static, Result<i32, NodeError>> =
+                Box::pin(async move { exec.wait().await.map_err(internal) });
+            Ok(ExecSession { terminal, exit })
+        })
+    }
+
+    fn usage(self: Arc<Self>, running: Vec<(String, String)>) -> BoxFuture<'static, Vec<Usage>> {
+        Box::pin(async move {
+            let figures = blocking(move || Ok(self.figures(&running))).await;
+            figures.unwrap_or_default()
+        })
+    }
+}

@@ -1,0 +1,92 @@
+//! What an actor needs of the outside world: one verb and a stream of events.
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use k8s_openapi::api::core::v1::Pod;
+
+use super::handle::{BoxFuture, ExecSession, NodeError, Stage, Usage};
+use crate::{
+    pod::{Action, Outcome, observed::Attempt},
+    supervisor::spec::ExecSpec,
+};
+
+/// The hands of one pod. The real one is [`super::execute::Host`]; tests script one.
+pub trait PodHost: Send + Sync + 'static {
+    /// Does `action` for `pod`. May be repeated. Every action returns within a bounded time or concerns
+    /// this pod alone.
+    fn execute(self: Arc<Self>, pod: Arc<Pod>, action: Action) -> BoxFuture<'static, Result<Done, ActionError>>;
+
+    /// An attempt ended: the room to remove what only its processes needed (its cgroup).
+    fn attempt_ended(&self, _attempt: &Attempt) {}
+
+    /// Runs a command in a running container.
+    fn exec(
+        self: Arc<Self>,
+        spec: ExecSpec,
+        _stdio: Vec<OwnedFd>,
+    ) -> BoxFuture<'static, Result<ExecSession, NodeError>> {
+        let container = spec.container;
+        Box::pin(async move { Err(NodeError::Conflict(format!("container {container} cannot run commands"))) })
+    }
+
+    /// Figures of the pod and of the containers given as (name, id), which run.
+    fn usage(self: Arc<Self>, _running: Vec<(String, String)>) -> BoxFuture<'static, Vec<Usage>> {
+        Box::pin(async { Vec::new() })
+    }
+}
+
+/// An action that succeeded.
+#[derive(Debug)]
+pub struct Done {
+    /// What was observed.
+    pub outcome: Outcome,
+    /// Finer stages within it, microseconds since it was begun.
+    pub stages: Vec<Stage>,
+}
+
+impl Done {
+    /// Without stages of its own.
+    pub fn new(outcome: Outcome) -> Done {
+        Done { outcome, stages: Vec::new() }
+    }
+}
+
+/// An action that failed: reason and message for the status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActionError {
+    /// Upstream's reason where there is one.
+    pub reason: String,
+    /// The error with its causes, one line.
+    pub message: String,
+}
+
+impl ActionError {
+    /// `reason` with the chain of `error` as message.
+    pub fn new(reason: &str, error: &dyn std::error::Error) -> ActionError {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            message.push_str(": ");
+            message.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        ActionError { reason: reason.to_owned(), message }
+    }
+}
+
+/// What happens to a pod by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodEvent {
+    /// An attempt ended; its record has been read.
+    Ended {
+        /// Container.
+        container: String,
+        /// As it is now.
+        attempt: Attempt,
+    },
+    /// The supervisor is gone.
+    SandboxLost {
+        /// Which of the pod's sandboxes it held.
+        generation: u32,
+    },
+}

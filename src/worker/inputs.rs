@@ -1,0 +1,173 @@
+//! What the runtime, the cgroups and the network are told for a pod: joined from the pod, the node and what is held.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use berth_cni::{PortMapping, Protocol};
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+
+use super::{host::ActionError, shared::Shared};
+use crate::{
+    api::qos::QosClass,
+    cgroup::PodLimits,
+    image::Image,
+    network,
+    runtime::{
+        config_error::ConfigError,
+        container_ref::ContainerRef,
+        launch::{ImageFacts, LaunchInput, launch_spec},
+        limits::{LimitOptions, leaf_limits, pod_limits},
+        sandbox::{SandboxInput, sandbox_spec},
+    },
+    store::layout::PodDirs,
+    supervisor::spec::{CgroupPlacement, LaunchSpec, SandboxSpec},
+    volume::MountedVolume,
+};
+
+/// An attempt about to be launched.
+pub struct Attempt<'a> {
+    /// Which container.
+    pub container: ContainerRef<'a>,
+    /// Number, from 0.
+    pub number: u32,
+    /// Generation of the sandbox.
+    pub generation: u32,
+    /// Its image.
+    pub image: &'a Image,
+    /// Addresses of the pod.
+    pub pod_ips: &'a [IpAddr],
+    /// Volumes, all set up.
+    pub volumes: &'a BTreeMap<String, MountedVolume>,
+}
+
+impl From<ConfigError> for ActionError {
+    fn from(error: ConfigError) -> ActionError {
+        ActionError { reason: error.reason.to_string(), message: error.to_string() }
+    }
+}
+
+impl Shared {
+    fn limit_options(&self) -> LimitOptions {
+        let config = &self.config;
+        LimitOptions {
+            cpu_quota: config.cpu_cfs_quota,
+            cpu_period: u64::try_from(config.cpu_cfs_quota_period.as_micros()).unwrap_or(100_000),
+            pod_pids: config.pod_pids_limit,
+            single_process_oom_kill: config.single_process_oom_kill,
+            huge_page_sizes: self.huge_page_sizes.clone(),
+        }
+    }
+
+    /// Limits of a pod as a whole.
+    pub fn pod_limits(&self, spec: &PodSpec) -> PodLimits {
+        pod_limits(spec, &self.limit_options())
+    }
+
+    /// The pod's sandbox.
+    pub fn sandbox_spec(
+        &self,
+        pod: &Pod,
+        generation: u32,
+        cgroup: CgroupPlacement,
+    ) -> Result<SandboxSpec, ActionError> {
+        let names = network::names(pod, &self.config.node_name, &self.config.cluster_domain)
+            .map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))?;
+        Ok(sandbox_spec(SandboxInput {
+            pod,
+            generation,
+            hostname: &names.hostname,
+            domainname: "",
+            cgroup,
+            allowed_unsafe_sysctls: &self.config.allowed_unsafe_sysctls,
+        })?)
+    }
+
+    /// One attempt. Its cgroup is made here, because the record has to say where it is.
+    pub fn launch_spec(
+        &self,
+        pod: &Pod,
+        dirs: &PodDirs,
+        qos: QosClass,
+        attempt: &Attempt<'_>,
+    ) -> Result<LaunchSpec, ActionError> {
+        let names = network::names(pod, &self.config.node_name, &self.config.cluster_domain)
+            .map_err(|error| ActionError::new("CreateContainerConfigError", &error))?;
+        let image = attempt.image;
+        let facts = ImageFacts {
+            id: image.id.clone(),
+            user: image.config.user.clone(),
+            env: image.config.env.clone(),
+            entrypoint: image.config.entrypoint.clone(),
+            cmd: image.config.cmd.clone(),
+            working_dir: image.config.working_dir.clone(),
+            stop_signal: image.config.stop_signal.clone(),
+            layers: image.layers.clone(),
+        };
+        let mut spec = launch_spec(&LaunchInput {
+            pod,
+            container: attempt.container,
+            attempt: attempt.number,
+            generation: attempt.generation,
+            image: &facts,
+            hostname: &names.hostname,
+            pod_ips: attempt.pod_ips,
+            host_ips: &self.host_ips,
+            node_name: &self.config.node_name,
+            dirs,
+            volumes: attempt.volumes,
+            cgroup: CgroupPlacement::default(),
+            options: &self.launch,
+            seccomp: &|choice, capabilities| self.seccomp(choice, capabilities),
+        })?;
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        spec.cgroup = self
+            .cgroups
+            .ensure_leaf(qos, uid, &spec.id, &leaf_limits(attempt.container, &self.limit_options()))
+            .map_err(|error| ActionError::new("CreateContainerError", &error))?;
+        Ok(spec)
+    }
+}
+
+/// Host ports of a pod; a pod on the host's network has none to map.
+pub fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    if spec.host_network == Some(true) {
+        return Vec::new();
+    }
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let mapping = |port: &k8s_openapi::api::core::v1::ContainerPort| {
+        Some(PortMapping {
+            host_ip: port.host_ip.as_deref().filter(|ip| !ip.is_empty()).and_then(|ip| ip.parse().ok()),
+            host_port: u16::try_from(port.host_port?).ok().filter(|port| *port > 0)?,
+            container_port: u16::try_from(port.container_port).ok()?,
+            protocol: match port.protocol.as_deref() {
+                Some("UDP") => Protocol::Udp,
+                Some("SCTP") => Protocol::Sctp,
+                _ => Protocol::Tcp,
+            },
+        })
+    };
+    ports.filter_map(mapping).collect()
+}
+
+/// How long killing everything in a cgroup may take before it is said to have failed and tried again later.
+pub const KILL: Duration = Duration::from_secs(10);
+
+impl Shared {
+    /// x
+    pub fn write_etc(&self, pod: &Pod, dirs: &PodDirs, ips: &[IpAddr]) -> Result<(), ActionError> {
+        let e = dirs.etc();
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        std::fs::write(e.join("hosts"), format!("127.0.0.1\tlocalhost\n{}\t{name}\n", ips[0])).unwrap();
+        std::fs::write(e.join("hostname"), format!("{name}\n")).unwrap();
+        std::fs::write(e.join("resolv.conf"), "").unwrap();
+        Ok(())
+    }
+    fn seccomp(
+        &self,
+        _c: &crate::runtime::security::SeccompChoice,
+        _m: u64,
+    ) -> Result<Vec<u64>, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(vec![])
+    }
+}

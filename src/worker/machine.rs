@@ -1,0 +1,129 @@
+//! Facts about this machine, read once at start.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use caps::CapSet;
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::statvfs::statvfs};
+
+use crate::{
+    api::{quantity::Quantity, resources::CPU, resources::EPHEMERAL_STORAGE, resources::MEMORY},
+    config::NodeConfig,
+    pod::admission::NodeFacts,
+    runtime::downward::Allocatable,
+};
+
+/// Addresses of the node: global ones of interfaces that are up, IPv4 first; loopback when there is nothing else. Those
+/// of `bridge` are the pods' side of the node.
+pub fn addresses(bridge: &str) -> Vec<IpAddr> {
+    let mut found: Vec<IpAddr> = Vec::new();
+    for interface in getifaddrs().into_iter().flatten() {
+        let flags = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING;
+        if !interface.flags.contains(flags) || interface.interface_name == bridge {
+            continue;
+        }
+        let Some(address) = interface.address else { continue };
+        let address = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => IpAddr::V4(v4.ip()),
+            (_, Some(v6)) => IpAddr::V6(v6.ip()),
+            _ => continue,
+        };
+        let usable = match address {
+            IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+        };
+        if usable && !found.contains(&address) {
+            found.push(address);
+        }
+    }
+    found.sort_by_key(|address| address.is_ipv6());
+    // One of each family is what a status shows.
+    let mut kept: Vec<IpAddr> = Vec::new();
+    for address in found {
+        if !kept.iter().any(|known| known.is_ipv4() == address.is_ipv4()) {
+            kept.push(address);
+        }
+    }
+    if kept.is_empty() {
+        kept.push(IpAddr::from([127, 0, 0, 1]));
+    }
+    kept
+}
+
+/// Bytes of memory.
+pub fn memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kibibytes: u64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default();
+    kibibytes * 1024
+}
+
+/// Bytes of the file system that holds `path`.
+pub fn file_system_size(path: &Path) -> i64 {
+    statvfs(path).map_or(0, |stat| i64::try_from(stat.blocks() * stat.fragment_size()).unwrap_or(i64::MAX))
+}
+
+/// `/sys/devices/system/cpu/cpu<N>/thermal_throttle` of every processor that has one: timings an attacker could read.
+pub fn thermal_throttles() -> Vec<PathBuf> {
+    let entries = fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
+    let throttles = entries.map(|entry| entry.path().join("thermal_throttle"));
+    let mut found: Vec<PathBuf> = throttles.filter(|path| path.exists()).collect();
+    found.sort();
+    found
+}
+
+/// Huge pages this machine has in stock: size of a page and of all of them, in bytes.
+pub fn huge_pages() -> Vec<(u64, u64)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let kibibytes = name.strip_prefix("hugepages-").and_then(|rest| rest.strip_suffix("kB")?.parse::<u64>().ok());
+        let count = fs::read_to_string(entry.path().join("nr_hugepages")).ok();
+        let count = count.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or_default();
+        if let Some(kibibytes) = kibibytes.filter(|_| count > 0) {
+            found.push((kibibytes * 1024, kibibytes * 1024 * count));
+        }
+    }
+    found
+}
+
+/// What admission has to know.
+pub fn facts(config: &NodeConfig, allocatable: &Allocatable) -> NodeFacts {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let labels = BTreeMap::from([
+        ("kubernetes.io/hostname".to_owned(), config.node_name.clone()),
+        ("kubernetes.io/os".to_owned(), "linux".to_owned()),
+        ("kubernetes.io/arch".to_owned(), architecture.to_owned()),
+    ]);
+    let mut resources = BTreeMap::from([
+        (CPU.to_owned(), Quantity::from_milli(allocatable.cpu_milli)),
+        (MEMORY.to_owned(), Quantity::from_bytes(allocatable.memory)),
+        (EPHEMERAL_STORAGE.to_owned(), Quantity::from_bytes(allocatable.ephemeral_storage)),
+        ("pods".to_owned(), Quantity::from_units(i64::from(config.max_pods))),
+    ]);
+    for (size, total) in huge_pages() {
+        let [size, total] = [size, total].map(|bytes| Quantity::from_bytes(i64::try_from(bytes).unwrap_or(i64::MAX)));
+        resources.insert(format!("hugepages-{size}"), total);
+    }
+    NodeFacts {
+        name: config.node_name.clone(),
+        labels,
+        allocatable: resources,
+        allowed_sysctls: config.allowed_unsafe_sysctls.clone(),
+        host_ports: Vec::new(),
+    }
+}
+
+/// The agent's own bounding set (bit mask): the most that any container can get.
+pub fn bounding_set() -> u64 {
+    let bounding = caps::read(None, CapSet::Bounding).unwrap_or_default();
+    bounding.into_iter().fold(0, |mask, capability| mask | capability.bitmask())
+}

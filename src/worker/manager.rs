@@ -1,0 +1,216 @@
+//! Keeps one actor per wanted pod: starts, replaces and ends them as the sources change.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tracing::{info, warn};
+
+use super::{
+    actor::{Actor, Report, Wanted},
+    host::{PodEvent, PodHost},
+    record::{self, PodRecord},
+};
+use crate::pod::{
+    Memory, NodeView, ObservedPod, Rejection,
+    desired::{Desired, DesiredPod, full_name},
+};
+
+/// Events a pod can have unread: containers of a pod times a few attempts; the sender waits beyond that.
+pub(super) const EVENTS: usize = 64;
+
+/// What the manager needs to make actors.
+pub trait Hosts: Send + Sync + 'static {
+    /// The hands of a pod that is new.
+    fn host(&self, record: PodRecord, events: mpsc::Sender<PodEvent>) -> Arc<dyn PodHost>;
+
+    /// Whether the node takes a new pod, next to those it has.
+    fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection>;
+
+    /// The pods there are now, after a change.
+    fn changed(&self, _pods: &[&Pod]) {}
+}
+
+/// A pod found on this machine at start.
+pub struct Recovered {
+    /// As it was admitted.
+    pub record: PodRecord,
+    /// What was found.
+    pub observed: ObservedPod,
+    /// Start time and earned delays.
+    pub memory: Memory,
+    /// Its hands.
+    pub host: Arc<dyn PodHost>,
+    /// What happened since.
+    pub events: mpsc::Receiver<PodEvent>,
+}
+
+/// What is known of one pod, for readers.
+#[derive(Clone)]
+pub struct Entry {
+    /// Where it was asked for.
+    pub source: String,
+    /// The newest report.
+    pub reports: watch::Receiver<Option<Arc<Report>>>,
+    /// Its hands.
+    pub host: Arc<dyn PodHost>,
+    /// As admitted.
+    pub pod: Arc<Pod>,
+}
+
+/// All pods, for readers.
+pub type Entries = Arc<Mutex<BTreeMap<String, Entry>>>;
+
+struct Running {
+    record: PodRecord,
+    full_name: String,
+    rejected: bool,
+    wanted: watch::Sender<Wanted>,
+}
+
+/// The manager.
+pub struct Manager {
+    hosts: Arc<dyn Hosts>,
+    node: Arc<NodeView>,
+    entries: Entries,
+    running: BTreeMap<String, Running>,
+    tasks: JoinSet<String>,
+    /// New generations already said to be waiting, so that it is said once.
+    waiting: BTreeSet<String>,
+}
+
+impl Manager {
+    /// A manager without pods.
+    pub fn new(hosts: Arc<dyn Hosts>, node: Arc<NodeView>, entries: Entries) -> Manager {
+        Manager { hosts, node, entries, running: BTreeMap::new(), tasks: JoinSet::new(), waiting: BTreeSet::new() }
+    }
+
+    /// Takes up a pod that was here before. It is not decided again whether the node runs it.
+    pub fn adopt(&mut self, recovered: Recovered) {
+        let Recovered { record, observed, memory, host, events } = recovered;
+        self.spawn(record, observed, memory, host, events, Instant::now());
+    }
+
+    /// UIDs of the pods there are.
+    pub fn uids(&self) -> BTreeSet<String> {
+        self.running.keys().cloned().collect()
+    }
+
+    /// Whether no pod is left.
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    /// Resolves when an actor has ended, with its pod gone; never while there is none.
+    pub async fn pod_gone(&mut self) {
+        match self.tasks.join_next_with_id().await {
+            None => std::future::pending().await,
+            Some(Ok((_, uid))) => self.remove(&uid),
+            Some(Err(error)) => {
+                // An actor has no way to fail; a bug in one must not take the others along. Its pod stays as it is
+                // until the agent starts again and adopts it.
+                warn!(%error, "the actor of a pod ended abnormally; its pod is left alone");
+            }
+        }
+    }
+
+    fn remove(&mut self, uid: &str) {
+        if let Some(gone) = self.running.remove(uid) {
+            info!(pod = gone.full_name, uid, "pod removed");
+        }
+        self.lock().remove(uid);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the set of actors follow `desired`. Pods nobody wants are only ended when `complete`: every source
+    /// has been ready once.
+    pub fn reconcile(&mut self, desired: &Desired, complete: bool, seen: Instant) {
+        for (uid, running) in &self.running {
+            let PodRecord { pod, source, origin, .. } = &running.record;
+            if desired.pods.contains_key(uid) || !complete || desired.keeps(*source, origin, &running.full_name) {
+                continue;
+            }
+            let spec = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+            let grace = pod.metadata.deletion_grace_period_seconds.or(spec).unwrap_or(30);
+            running.wanted.send_if_modified(|wanted| {
+                let first = wanted.terminate.is_none();
+                wanted.terminate = Some(wanted.terminate.map_or(grace, |earlier| earlier.min(grace)));
+                first
+            });
+        }
+        for (uid, pod) in &desired.pods {
+            if self.running.contains_key(uid) {
+                continue; // running, or still being removed: looked at again when it is gone
+            }
+            if self.running.values().any(|running| running.full_name == pod.full_name) {
+                if self.waiting.insert(uid.clone()) {
+                    info!(pod = pod.full_name, uid, "a new generation waits for the old one to be gone");
+                }
+                continue;
+            }
+            self.waiting.remove(uid);
+            self.start(pod, seen);
+        }
+        self.waiting.retain(|uid| desired.pods.contains_key(uid));
+        let pods: Vec<&Pod> =
+            self.running.values().filter(|running| !running.rejected).map(|running| &*running.record.pod).collect();
+        self.hosts.changed(&pods);
+    }
+
+    fn start(&mut self, desired: &DesiredPod, seen: Instant) {
+        let others: Vec<&Pod> =
+            self.running.values().filter(|running| !running.rejected).map(|running| &*running.record.pod).collect();
+        let record = PodRecord {
+            version: record::VERSION,
+            pod: Arc::new(desired.pod.pod.clone()),
+            source: desired.source,
+            origin: desired.pod.origin.clone(),
+            start_time: Timestamp::now(),
+        };
+        let rejection = self.hosts.admit(&record.pod, &others).err();
+        match &rejection {
+            Some(rejection) => warn!(pod = desired.full_name, reason = rejection.reason, "{}", rejection.message),
+            None => info!(pod = desired.full_name, uid = record.uid(), origin = record.origin, "pod added"),
+        }
+        let memory = Memory { start_time: Some(record.start_time), rejection, ..Memory::default() };
+        let (sender, events) = mpsc::channel(EVENTS);
+        let host = self.hosts.host(record.clone(), sender);
+        self.spawn(record, ObservedPod::default(), memory, host, events, seen);
+    }
+
+    fn spawn(
+        &mut self,
+        record: PodRecord,
+        observed: ObservedPod,
+        memory: Memory,
+        host: Arc<dyn PodHost>,
+        events: mpsc::Receiver<PodEvent>,
+        seen: Instant,
+    ) {
+        let uid = record.uid().to_owned();
+        let (wanted, wishes) = watch::channel(Wanted::default());
+        let (reports, readers) = watch::channel(None);
+        let rejected = memory.rejection.is_some();
+        let pod = record.pod.clone();
+        let entry = Entry { source: record.origin.clone(), reports: readers, host: host.clone(), pod: pod.clone() };
+        self.lock().insert(uid.clone(), entry);
+        let full_name = full_name(&pod);
+        self.running.insert(uid.clone(), Running { record, full_name, rejected, wanted });
+        let node = self.node.clone();
+        let actor = Actor { pod, observed, memory, node, host, wanted: wishes, events, reports, seen };
+        self.tasks.spawn(async move {
+            actor.run().await;
+            uid
+        });
+    }
+}

@@ -1,0 +1,237 @@
+//! The agent's life: take the lock, look at what is there, take it up, follow the sources, leave.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use futures_util::future::join_all;
+use k8s_openapi::jiff::SignedDuration;
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
+
+use super::{
+    manager::{Entries, Manager},
+    node::RunningNode,
+    recover,
+    shared::{RealHosts, Shared},
+};
+use crate::{
+    api::problem::ManifestProblem,
+    cgroup::CgroupError,
+    config::NodeConfig,
+    image::ImageError,
+    pod::{NodeView, backoff::BackoffPolicy, desired},
+    runtime::spawn::SpawnError,
+    source::{
+        Updates,
+        file::{FileSource, FileSourceConfig, FileSourceError},
+        http::{self, HttpSourceConfig, HttpSourceError},
+    },
+};
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A directory could not be made or opened.
+    #[error("{step} {path}")]
+    Directory {
+        /// `create`, `open`, `lock`.
+        step: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Another agent has the directory.
+    #[error("another agent{} uses {}", .pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(), .path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// The other's process id, as far as it is known.
+        pid: Option<u32>,
+    },
+    /// cgroups.
+    #[error("find the cgroup hierarchies")]
+    Cgroups(#[source] CgroupError),
+    /// The image store.
+    #[error("open the image store")]
+    Images(#[source] ImageError),
+    /// The network's configuration.
+    #[error("set up the pod network")]
+    Network(#[source] berth_cni::NetworkError),
+    /// The supervisors' program.
+    #[error("prepare the supervisors' program")]
+    Binary(#[source] SpawnError),
+    /// The manifest directory.
+    #[error("watch the manifests")]
+    FileSource(#[source] FileSourceError),
+    /// The manifest URL.
+    #[error("fetch manifests")]
+    HttpSource(#[source] HttpSourceError),
+}
+
+/// A started agent: everything that was there has been taken up, and nothing is decided yet.
+pub struct Agent {
+    shared: Arc<Shared>,
+    manager: Manager,
+    sources: Vec<Updates>,
+    problems: watch::Sender<Vec<ManifestProblem>>,
+    /// What the servers show.
+    pub node: Arc<RunningNode>,
+    /// Held as long as the agent lives.
+    _locks: [File; 2],
+    _file_source: Option<FileSource>,
+}
+
+/// Takes the lock of a directory, whose holder is written into it.
+fn lock(directory: &Path) -> Result<File, StartError> {
+    let failed = |step| {
+        let path = directory.to_owned();
+        move |source| StartError::Directory { step, path, source }
+    };
+    fs::create_dir_all(directory).map_err(failed("create"))?;
+    let path = directory.join("agent.lock");
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(failed("open the lock of"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let pid = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+            return Err(StartError::Locked { path: directory.to_owned(), pid });
+        }
+        Err(fs::TryLockError::Error(error)) => return Err(failed("lock")(error)),
+    }
+    // For people and the message above; the lock itself is what counts.
+    let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    noted.map_err(failed("write the lock of"))?;
+    Ok(file)
+}
+
+impl Agent {
+    /// Takes the directories and takes up what is there: pods whose supervisors answer go on untouched, and what no
+    /// record claims is removed. Pods that nobody wants any more stay until every source has been read once.
+    pub async fn start(config: NodeConfig) -> Result<Agent, StartError> {
+        let locks = [lock(&config.layout.root)?, lock(&config.layout.run)?];
+        for path in [config.layout.pods(), config.layout.run.join("pods"), config.layout.log.clone()] {
+            let failed = |source| StartError::Directory { step: "create", path: path.clone(), source };
+            fs::create_dir_all(&path).map_err(failed)?;
+        }
+        let shared = Arc::new(Shared::open(config).await?);
+        let crash_loop = BackoffPolicy::crash_loop(
+            SignedDuration::try_from(shared.config.crash_loop_max).unwrap_or(SignedDuration::from_secs(300)),
+        );
+        let view = NodeView { host_ips: shared.host_ips.clone(), crash_loop };
+        let entries: Entries = Arc::new(Mutex::default());
+        let hosts = Arc::new(RealHosts(shared.clone()));
+        let mut manager = Manager::new(hosts, Arc::new(view), entries.clone());
+
+        let (records, unusable) = recover::ledger(&shared);
+        let recovering = records.iter().map(|record| recover::recover(shared.clone(), record.clone(), &crash_loop));
+        let recovered = join_all(recovering).await;
+        let sweeping = shared.clone();
+        let swept = tokio::task::spawn_blocking(move || recover::sweep(&sweeping, &records, unusable)).await;
+        if let Err(error) = swept {
+            warn!(%error, "the sweep ended abnormally, ignoring");
+        }
+        for pod in recovered {
+            manager.adopt(pod);
+        }
+
+        let (sources, file_source) = start_sources(&shared.config)?;
+        let (problems, readers) = watch::channel(Vec::new());
+        let node = Arc::new(RunningNode { entries, problems: readers, layout: shared.config.layout.clone() });
+        Ok(Agent { shared, manager, sources, problems, node, _locks: locks, _file_source: file_source })
+    }
+
+    /// The image store, for the servers.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Follows the sources until `stop`. Pods stay as they are then; a node without any is left as it was found.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+        let changed = Arc::new(Notify::new());
+        for source in &self.sources {
+            let (mut source, changed) = (source.clone(), changed.clone());
+            source.mark_changed();
+            tokio::spawn(async move {
+                while source.changed().await.is_ok() {
+                    changed.notify_one();
+                }
+            });
+        }
+        tokio::pin!(stop);
+        loop {
+            // Cancel-safe: a notification stays until it is taken, and `pod_gone` loses no actor when it is dropped.
+            tokio::select! {
+                biased;
+                () = &mut stop => break,
+                () = changed.notified() => self.reconcile(),
+                () = self.manager.pod_gone() => self.reconcile(),
+            }
+        }
+        if self.manager.is_empty() {
+            let shared = self.shared.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || shared.tear_down()).await {
+                warn!(%error, "the node's own set-up was not removed");
+            }
+        } else {
+            info!("pods stay; the next agent takes them up");
+        }
+    }
+
+    fn reconcile(&mut self) {
+        let seen = Instant::now();
+        let latest: Vec<_> = self.sources.iter().map(|source| source.borrow().clone()).collect();
+        let complete = latest.iter().all(Option::is_some);
+        let updates: Vec<_> = latest.into_iter().flatten().collect();
+        let desired = desired::merge(&updates, &self.manager.uids());
+        self.problems.send_if_modified(|problems| {
+            let changed = *problems != desired.problems;
+            if changed {
+                for problem in desired.problems.iter().filter(|problem| !problems.contains(problem)) {
+                    warn!(source = problem.source, document = problem.document, "{}", problem.message);
+                }
+                problems.clone_from(&desired.problems);
+            }
+            changed
+        });
+        self.manager.reconcile(&desired, complete, seen);
+    }
+}
+
+fn start_sources(config: &NodeConfig) -> Result<(Vec<Updates>, Option<FileSource>), StartError> {
+    let mut sources = Vec::new();
+    let mut file_source = None;
+    if let Some(path) = &config.pod_manifest_path {
+        let (source, updates) = FileSource::start(FileSourceConfig {
+            path: std::path::absolute(path).unwrap_or_else(|_| path.clone()),
+            node_name: config.node_name.clone(),
+            resync: config.file_check_frequency,
+        })
+        .map_err(StartError::FileSource)?;
+        file_source = Some(source);
+        sources.push(updates);
+    }
+    if let Some(url) = &config.static_pod_url {
+        let updates = http::start(HttpSourceConfig {
+            url: url.clone(),
+            headers: config.static_pod_url_headers.clone(),
+            node_name: config.node_name.clone(),
+            period: config.http_check_frequency,
+        })
+        .map_err(StartError::HttpSource)?;
+        sources.push(updates);
+    }
+    Ok((sources, file_source))
+}

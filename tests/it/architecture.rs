@@ -1,0 +1,197 @@
+//! Who may import whom (ARCHITECTURE.md), read from the `crate::` paths and `use` lines of every source file.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// A module, what of ours it may name, and crates it must not name.
+struct Rule {
+    module: &'static str,
+    may_use: &'static [&'static str],
+    never: &'static [&'static str],
+}
+
+/// The table of ARCHITECTURE.md. A module that is not listed may use anything but `cli` and `main`.
+const RULES: &[Rule] = &[
+    Rule {
+        module: "pod",
+        may_use: &["pod", "api"],
+        never: &[
+            "std::fs",
+            "std::process",
+            "std::net::Tcp",
+            "tokio",
+            "tracing",
+            "nix",
+            "libc",
+            "Timestamp::now",
+            "Instant::now",
+            "SystemTime",
+        ],
+    },
+    Rule {
+        module: "api",
+        may_use: &["api"],
+        never: &[
+            "std::fs",
+            "std::process",
+            "tokio",
+            "tracing",
+            "nix",
+            "libc",
+            "Timestamp::now",
+            "Instant::now",
+            "SystemTime",
+        ],
+    },
+    Rule {
+        module: "supervisor",
+        may_use: &["supervisor", "sys", "cgroup::path", "store::durable"],
+        never: &["tokio", "tracing", "std::thread", "k8s_openapi", "reqwest"],
+    },
+    Rule { module: "sys", may_use: &["sys"], never: &["tokio", "tracing", "k8s_openapi", "reqwest", "serde_json"] },
+    Rule { module: "store", may_use: &["store", "sys", "api"], never: &["tokio", "reqwest"] },
+    Rule { module: "cgroup", may_use: &["cgroup", "sys", "api", "supervisor::spec"], never: &["tokio"] },
+    Rule { module: "image", may_use: &["image", "store", "sys"], never: &["k8s_openapi"] },
+    Rule { module: "network", may_use: &["network", "store", "api"], never: &["tokio"] },
+    Rule { module: "volume", may_use: &["volume", "store", "sys", "api"], never: &["tokio"] },
+];
+
+/// Modules whose files may contain `unsafe`, beside `cni::netns`.
+const UNSAFE: &[&str] = &["src/sys/", "cni/src/netns"];
+
+fn sources(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory).expect("a readable source directory") {
+            let path = entry.expect("a directory entry").path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The code of a file: comments removed, and the test module at its end left out.
+fn code(path: &Path) -> String {
+    let text = fs::read_to_string(path).expect("a readable source file");
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned();
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+fn is_test(path: &Path) -> bool {
+    let name = path.to_string_lossy();
+    name.ends_with("tests.rs") || name.contains("/tests/") || name.ends_with("_test.rs")
+}
+
+/// Every `a::b` that follows `crate::` in the code (first two segments).
+fn uses(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        if let Some(group) = rest.strip_prefix('{') {
+            let mut depth = 1;
+            let mut item = String::new();
+            for character in group.chars() {
+                match character {
+                    '{' => depth += 1,
+                    '}' => depth -= 1,
+                    _ => {}
+                }
+                if depth == 0 || depth == 1 && character == ',' {
+                    found.insert(first_segments(item.trim()));
+                    item.clear();
+                    if depth == 0 {
+                        break;
+                    }
+                } else {
+                    item.push(character);
+                }
+            }
+        } else {
+            found.insert(first_segments(rest));
+        }
+    }
+    found.remove("");
+    found
+}
+
+fn first_segments(path: &str) -> String {
+    let end = path.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).unwrap_or(path.len());
+    path[..end].trim_end_matches(':').split("::").take(2).collect::<Vec<_>>().join("::")
+}
+
+#[test]
+fn modules_import_only_what_the_table_allows() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut broken = Vec::new();
+    let mut looked_at = 0;
+    for rule in RULES {
+        for path in sources(&root.join("src").join(rule.module)) {
+            if is_test(&path) {
+                continue;
+            }
+            looked_at += 1;
+            let code = code(&path);
+            let shown = path.strip_prefix(root).expect("below the root").display().to_string();
+            for used in uses(&code) {
+                let allowed = rule.may_use.iter().any(|may| used == *may || used.starts_with(&format!("{may}::")));
+                if !allowed {
+                    broken.push(format!("{shown} uses crate::{used}"));
+                }
+            }
+            for never in rule.never {
+                if code.contains(never) {
+                    broken.push(format!("{shown} names {never}"));
+                }
+            }
+        }
+    }
+    assert!(looked_at > 20, "only {looked_at} files were looked at");
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn unsafe_code_lives_in_sys_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut broken = Vec::new();
+    for directory in ["src", "cni/src"] {
+        for path in sources(&root.join(directory)) {
+            let shown = path.strip_prefix(root).expect("below the root").display().to_string();
+            let code = code(&path);
+            let found = code
+                .lines()
+                .any(|line| line.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == "unsafe"));
+            if found && !UNSAFE.iter().any(|place| shown.starts_with(place)) {
+                broken.push(shown);
+            }
+        }
+    }
+    assert!(broken.is_empty(), "unsafe outside sys: {}", broken.join(", "));
+}
+
+#[test]
+fn the_agent_never_names_the_control_plane_from_the_worker() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for path in sources(&root.join("src/worker")) {
+        assert!(!uses(&code(&path)).iter().any(|used| used.starts_with("control")), "{}", path.display());
+    }
+}
+
+#[test]
+fn no_file_is_too_long_to_be_one_subject() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for directory in ["src", "cni/src", "integration/src", "tests"] {
+        for path in sources(&root.join(directory)) {
+            let lines = fs::read_to_string(&path).expect("a readable source file").lines().count();
+            assert!(lines <= 1000, "{} has {lines} lines", path.display());
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The one unprivileged integration binary: what holds for the whole tree.
+
+mod architecture;
+mod licences;
