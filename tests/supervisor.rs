@@ -89,6 +89,7 @@ impl World {
 
     fn sandbox(&mut self) -> SandboxSpec {
         SandboxSpec {
+            generation: 1,
             version: VERSION,
             pod_uid: "uid".into(),
             pod: "default/pod".into(),
@@ -126,6 +127,7 @@ impl World {
             propagation: Propagation::Private,
         };
         let mut launch = LaunchSpec {
+            generation: 1,
             version: VERSION,
             pod_uid: "uid".into(),
             container: name.into(),

@@ -27,6 +27,7 @@
 //! cannot overrule another one.
 
 mod config;
+mod conntrack;
 mod error;
 mod ipam;
 mod lease;
@@ -36,6 +37,7 @@ mod netlink;
 pub mod netns;
 mod network;
 mod nft;
+mod pool;
 mod sysctl;
 
 pub use config::NetworkConfig;

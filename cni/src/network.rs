@@ -14,14 +14,19 @@ use nix::errno::Errno;
 
 use crate::{
     config::NetworkConfig,
+    conntrack::{self, Change},
     error::NetworkError,
     ipam::{Ipam, Range},
     lease::{self, Attachment, Lease, MacAddress, POD_INTERFACE, PortMapping},
     link::{self, Link},
     monitor::RulesetMonitor,
-    netlink::{Family, Pool, RequestError, Socket},
+    netlink::{Family, RequestError, Socket},
     netns,
-    nft::{Table, ports},
+    nft::{
+        Table,
+        ports::{self, HostPort, Target},
+    },
+    pool::Pool,
     sysctl::{self, Sysctls},
 };
 
@@ -306,7 +311,17 @@ impl Network {
             return Ok(());
         }
         let mut netfilter = self.netfilter.take().map_err(NetworkError::Socket)?;
-        lock(&self.table).add(&mut netfilter, elements)
+        lock(&self.table).add(&mut netfilter, elements.clone())?;
+        forget_connections(&mut netfilter, &elements, Change::Opened);
+        Ok(())
+    }
+
+    /// Closes the host ports whose owner is not `wanted`; says which.
+    fn close_ports(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<(HostPort, Target)>, NetworkError> {
+        let mut netfilter = self.netfilter.take().map_err(NetworkError::Socket)?;
+        let closed = lock(&self.table).retain(&mut netfilter, wanted)?;
+        forget_connections(&mut netfilter, &closed, Change::Closed);
+        Ok(closed)
     }
 
     /// Disconnects a pod: its link (and with it the pod's end) and its host ports are gone when this returns. A
@@ -324,12 +339,8 @@ impl Network {
             }
             Err(error) => errors.push(NetworkError::Socket(error)),
         }
-        let mut table = lock(&self.table);
-        if !mappings.is_empty() || table.owned(owner) {
-            match self.netfilter.take() {
-                Ok(mut netfilter) => errors.extend(table.retain(&mut netfilter, |other| other != owner).err()),
-                Err(error) => errors.push(NetworkError::Socket(error)),
-            }
+        if !mappings.is_empty() || lock(&self.table).owns(owner) {
+            errors.extend(self.close_ports(|other| other != owner).err());
         }
         NetworkError::collect(errors)
     }
@@ -354,8 +365,7 @@ impl Network {
             Ok(()) => removed.extend(stale.into_iter().map(|name| format!("link {name}"))),
             Err(error) => errors.push(failed("delete stale links")(error)),
         }
-        let mut netfilter = self.netfilter.take().map_err(NetworkError::Socket)?;
-        match lock(&self.table).retain(&mut netfilter, |owner| owners.contains(owner)) {
+        match self.close_ports(|owner| owners.contains(owner)) {
             Ok(ports) => {
                 removed.extend(ports.iter().map(|(host, target)| format!("host port {host} of {}", target.owner)))
             }
@@ -421,4 +431,11 @@ fn settle(route: &mut Socket, lease: &Lease) -> Result<Link, NetworkError> {
     let name = &lease.host_interface;
     let replies = route.transact(vec![link::get_by_name(name)]).map_err(failed(format!("look at {name}")))?;
     Link::first(&replies).ok_or_else(|| NetworkError::LinkGone(name.clone()))
+}
+
+/// Not worth failing for: the worst that stays is a UDP client that has to wait for its old entry to expire.
+fn forget_connections(netfilter: &mut Socket, ports: &[(HostPort, Target)], change: Change) {
+    if let Err(error) = conntrack::forget(netfilter, ports, change) {
+        tracing::warn!(%error, "cannot forget the UDP connections of host ports, ignoring");
+    }
 }

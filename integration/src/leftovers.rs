@@ -4,6 +4,9 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use crate::Place;
 
+/// What the agent keeps for itself between two runs: not a pod's.
+const OWN: [&str; 6] = ["agent.log", "root/agent.lock", "root/pods", "run/agent.lock", "run/network", "run/pods"];
+
 /// What could be left: processes, links, addresses, rules, mounts, cgroups, files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
@@ -18,7 +21,10 @@ impl Machine {
         let mut lines = |kind: &str, program: &str, arguments: &[&str]| {
             let output = place.run(program, arguments).expect("a listing program runs");
             for line in String::from_utf8_lossy(&output.stdout).lines() {
-                things.insert(format!("{kind}: {}", line.trim()));
+                // Link-local addresses of links that were there before come and go with duplicate address detection.
+                if !line.contains("fe80:") && !line.contains("ff00::") {
+                    things.insert(format!("{kind}: {}", line.trim()));
+                }
             }
         };
         lines("link", "ip", &["-o", "-br", "link"]);
@@ -29,8 +35,7 @@ impl Machine {
         lines("sysctl", "sysctl", &["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"]);
         for path in walk(place.dir.path(), 4) {
             let name = path.strip_prefix(place.dir.path()).unwrap_or(&path).display().to_string();
-            // What the agent keeps for itself between two runs is not a pod's.
-            if !["agent.log", "root/agent.lock"].contains(&name.as_str()) && !name.starts_with("root/images") {
+            if !OWN.contains(&name.as_str()) && !name.starts_with("root/images") {
                 things.insert(format!("file: {name}"));
             }
         }

@@ -40,7 +40,10 @@ use crate::{
         container_ref::ContainerRef,
     },
     store::{durable, layout::PodDirs},
-    supervisor::{protocol::RunningContainer, spec::ExecSpec},
+    supervisor::{
+        protocol::RunningContainer,
+        spec::{ExecSpec, SandboxSpec},
+    },
     volume::{self, MountedVolume, VolumeContext},
 };
 
@@ -266,7 +269,18 @@ impl Host {
         })
         .await?;
         let generation = spec.generation;
-        let connected = Supervisor::spawn(&self.shared.binary, &self.dirs, &spec).await.map_err(because(REASON))?;
+        let connected = match Supervisor::spawn(&self.shared.binary, &self.dirs, &spec).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                let mut failure = ActionError::new(REASON, &error);
+                let limit = self.shared.pod_limits(self.spec()).memory;
+                if let Some(limit) = limit.filter(|_| was_out_of_memory(&spec)) {
+                    failure.message =
+                        format!("{}: the memory limit of {limit} bytes is too small to start", failure.message);
+                }
+                return Err(failure);
+            }
+        };
         for warning in &connected.snapshot.warnings {
             self.shared.warn_once(warning);
         }
@@ -373,6 +387,13 @@ impl Host {
             Err(error) => Err(ActionError::new("FailedKillPod", &error)),
         }
     }
+}
+
+/// Whether the OOM killer took the sandbox's process.
+fn was_out_of_memory(spec: &SandboxSpec) -> bool {
+    let counters = spec.cgroup.oom_events.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+    let killed = counters.iter().flat_map(|text| text.lines()).find_map(|line| line.strip_prefix("oom_kill "));
+    killed.is_some_and(|count| count.trim() != "0")
 }
 
 /// What the supervisor said of an attempt that runs.

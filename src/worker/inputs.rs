@@ -1,6 +1,6 @@
 //! What the runtime, the cgroups and the network are told for a pod: joined from the pod, the node and what is held.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
 
 use berth_cni::{PortMapping, Protocol};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
@@ -10,13 +10,17 @@ use crate::{
     api::qos::QosClass,
     cgroup::PodLimits,
     image::Image,
-    network,
+    network::{
+        DnsConfig, NodeNames, PodFiles, PodHostname, read_host_resolv_conf, resolv_conf::RESOLVED_FILE, write_files,
+    },
     runtime::{
         config_error::ConfigError,
         container_ref::ContainerRef,
         launch::{ImageFacts, LaunchInput, launch_spec},
         limits::{LimitOptions, leaf_limits, pod_limits},
         sandbox::{SandboxInput, sandbox_spec},
+        seccomp,
+        security::SeccompChoice,
     },
     store::layout::PodDirs,
     supervisor::spec::{CgroupPlacement, LaunchSpec, SandboxSpec},
@@ -69,12 +73,12 @@ impl Shared {
         generation: u32,
         cgroup: CgroupPlacement,
     ) -> Result<SandboxSpec, ActionError> {
-        let names = network::names(pod, &self.config.node_name, &self.config.cluster_domain)
+        let names = PodHostname::of(pod, &self.config.cluster_domain)
             .map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))?;
         Ok(sandbox_spec(SandboxInput {
             pod,
             generation,
-            hostname: &names.hostname,
+            hostname: &names.nodename,
             domainname: "",
             cgroup,
             allowed_unsafe_sysctls: &self.config.allowed_unsafe_sysctls,
@@ -89,7 +93,7 @@ impl Shared {
         qos: QosClass,
         attempt: &Attempt<'_>,
     ) -> Result<LaunchSpec, ActionError> {
-        let names = network::names(pod, &self.config.node_name, &self.config.cluster_domain)
+        let names = PodHostname::of(pod, &self.config.cluster_domain)
             .map_err(|error| ActionError::new("CreateContainerConfigError", &error))?;
         let image = attempt.image;
         let facts = ImageFacts {
@@ -108,7 +112,7 @@ impl Shared {
             attempt: attempt.number,
             generation: attempt.generation,
             image: &facts,
-            hostname: &names.hostname,
+            hostname: &names.nodename,
             pod_ips: attempt.pod_ips,
             host_ips: &self.host_ips,
             node_name: &self.config.node_name,
@@ -116,7 +120,7 @@ impl Shared {
             volumes: attempt.volumes,
             cgroup: CgroupPlacement::default(),
             options: &self.launch,
-            seccomp: &|choice, capabilities| self.seccomp(choice, capabilities),
+            seccomp: &seccomp_filter,
         })?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         spec.cgroup = self
@@ -154,20 +158,54 @@ pub fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
 pub const KILL: Duration = Duration::from_secs(10);
 
 impl Shared {
-    /// x
-    pub fn write_etc(&self, pod: &Pod, dirs: &PodDirs, ips: &[IpAddr]) -> Result<(), ActionError> {
-        let e = dirs.etc();
-        let name = pod.metadata.name.clone().unwrap_or_default();
-        std::fs::write(e.join("hosts"), format!("127.0.0.1\tlocalhost\n{}\t{name}\n", ips[0])).unwrap();
-        std::fs::write(e.join("hostname"), format!("{name}\n")).unwrap();
-        std::fs::write(e.join("resolv.conf"), "").unwrap();
-        Ok(())
+    /// Writes `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a pod. The node's own files are read anew each
+    /// time: they may have changed, and it costs microseconds.
+    pub fn write_etc(&self, pod: &Pod, dirs: &PodDirs, addresses: &[IpAddr]) -> Result<(), ActionError> {
+        let config = &self.config;
+        let host_resolv_conf = match config.resolv_conf.as_os_str().is_empty() {
+            true => None,
+            false => match read_host_resolv_conf(&config.resolv_conf, Path::new(RESOLVED_FILE)) {
+                Ok(text) => Some(text),
+                Err(error) => {
+                    self.warn_once(&ActionError::new("", &error).message);
+                    Some(String::new())
+                }
+            },
+        };
+        let node = NodeNames {
+            dns: DnsConfig {
+                cluster_dns: config.cluster_dns.iter().map(ToString::to_string).collect(),
+                cluster_domain: config.cluster_domain.clone(),
+                host_resolv_conf,
+                node_addresses: self.host_ips.clone(),
+            },
+            // A host without the file has nothing to pass on.
+            hosts_file: std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
+            hostname: config.node_name.clone(),
+        };
+        let files = PodFiles::generate(pod, &node, addresses)
+            .map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))?;
+        for warning in &files.warnings {
+            match warning.reason {
+                // About the node, not the pod.
+                "MissingClusterDNS" => {
+                    self.warn_once("no cluster DNS is configured; pods with ClusterFirst get Default")
+                }
+                reason => tracing::warn!(pod = pod.metadata.name, reason, "{}", warning.message),
+            }
+        }
+        write_files(dirs, &files).map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))
     }
-    fn seccomp(
-        &self,
-        _c: &crate::runtime::security::SeccompChoice,
-        _m: u64,
-    ) -> Result<Vec<u64>, Box<dyn std::error::Error + Send + Sync>> {
-        Ok(vec![])
+}
+
+/// The filter of a profile for a container with these capabilities.
+fn seccomp_filter(
+    choice: &SeccompChoice,
+    capabilities: u64,
+) -> Result<Vec<u64>, Box<dyn std::error::Error + Send + Sync>> {
+    match choice {
+        SeccompChoice::Unconfined => Ok(Vec::new()),
+        SeccompChoice::RuntimeDefault => Ok(seccomp::runtime_default(capabilities).to_vec()),
+        SeccompChoice::Localhost(path) => Ok(seccomp::localhost(path, capabilities)?),
     }
 }

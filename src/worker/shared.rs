@@ -97,7 +97,7 @@ impl Shared {
         let images =
             ImageStore::open(&config.layout.images(), image_config(&config)).await.map_err(StartError::Images)?;
         let network =
-            Network::new(network_config(&config), &config.layout.run.join("network")).map_err(StartError::Network)?;
+            Network::new(config.network.clone(), &config.layout.run.join("network")).map_err(StartError::Network)?;
         let binary = SealedBinary::load().map_err(StartError::Binary)?;
         let host_ips = machine::addresses(&config.network.bridge);
         let memory = machine::memory();
@@ -204,16 +204,4 @@ fn image_config(config: &NodeConfig) -> ImageConfig {
         (registry.host.clone(), settings)
     });
     ImageConfig { registries: registries.collect(), ..ImageConfig::default() }
-}
-
-fn network_config(config: &NodeConfig) -> berth_cni::NetworkConfig {
-    let network = &config.network;
-    berth_cni::NetworkConfig {
-        bridge: network.bridge.clone(),
-        subnets: network.subnets.clone(),
-        mtu: network.mtu,
-        masquerade: network.masquerade,
-        hairpin: network.hairpin,
-        table: network.table.clone(),
-    }
 }

@@ -139,6 +139,7 @@ impl World {
         let mut pts = mount_spec("/dev/pts", MountKind::Devpts);
         pts.nodev = false;
         LaunchSpec {
+            generation: 1,
             version: VERSION,
             pod_uid: "0".to_owned(),
             container: "c".to_owned(),

@@ -284,8 +284,8 @@ impl Table {
         }
     }
 
-    /// Host ports of `owner`.
-    pub(crate) fn owned(&self, owner: &str) -> bool {
+    /// `owner` has host ports.
+    pub(crate) fn owns(&self, owner: &str) -> bool {
         self.ports.values().any(|target| target.owner == owner)
     }
 

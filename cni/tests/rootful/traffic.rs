@@ -1,6 +1,9 @@
 //! Who can reach whom, and which address is seen.
 
-use std::net::IpAddr;
+use std::{
+    net::{IpAddr, Ipv4Addr, UdpSocket},
+    time::Duration,
+};
 
 use berth_cni::Protocol;
 
@@ -91,6 +94,28 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
         assert_eq!(ask_tcp(&world.host, ip(HOST_V6), 8080).unwrap(), ip(HOST_V6), "IPv6 from the host");
         assert_eq!(ask_tcp(&a.namespace, ip(HOST_V6), 8080).unwrap(), a.lease.gateways[1], "IPv6 from the pod itself");
     });
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn a_udp_client_that_keeps_its_port_follows_the_pods() {
+    let world = World::new(config());
+    world.on_host(|network| network.ensure_host()).unwrap();
+    let client = world.outside.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 40000))).unwrap().unwrap();
+    let ask = |patience| {
+        client.set_read_timeout(Some(Duration::from_millis(patience))).unwrap();
+        client.send_to(b"?", (HOST, 5353)).unwrap();
+        client.recv(&mut [0; 64])
+    };
+    assert!(ask(100).is_err(), "nobody is there yet");
+    let ports = [port(5353, 53, Protocol::Udp, None)];
+    for owner in ["first", "second"] {
+        let pod = world.pod(owner, &ports);
+        serve_udp(&pod.namespace, ip("0.0.0.0"), 53);
+        assert!(ask(5000).is_ok(), "{owner}");
+        world.on_host(|network| network.detach(owner, &ports)).unwrap();
+        assert!(ask(100).is_err(), "{owner} has gone");
+    }
 }
 
 #[test]
