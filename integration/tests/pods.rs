@@ -44,7 +44,7 @@ fn exec(agent: &Agent, pod: &str, script: &str) -> String {
     agent.ok(&["exec", pod, "--", "sh", "-c", script])
 }
 
-fn container<'a>(pod: &'a Value, index: usize) -> &'a Value {
+fn container(pod: &Value, index: usize) -> &Value {
     &pod["status"]["containerStatuses"][index]
 }
 

@@ -119,7 +119,7 @@ impl Planner<'_> {
             match next {
                 Next::Start(attempt) => {
                     let image = self.observed.images.get(&container.name);
-                    if !image.is_some_and(|image| image.attempt == attempt) {
+                    if image.is_none_or(|image| image.attempt != attempt) {
                         self.act(Action::ResolveImage { container: container.name.clone(), attempt });
                     } else if sandbox && network && volumes {
                         self.act(Action::StartContainer { container: container.name.clone(), attempt });
