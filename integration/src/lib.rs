@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod bench;
 pub mod fixtures;
+pub mod help;
 pub mod leftovers;
 pub mod place;
 
