@@ -5,7 +5,7 @@
 mod bpf;
 mod compile;
 mod file;
-mod machine;
+pub mod machine;
 mod profile;
 
 #[cfg(test)]
