@@ -91,17 +91,20 @@ impl<'a> Agent<'a> {
 
     /// Runs a command of the program and waits, a minute at most.
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
-        let mut child =
+        let child =
             self.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let begun = Instant::now();
-        // Output of these commands fits the pipe in every test; a command that fills it is ended by the limit.
-        while child.try_wait()?.is_none() {
-            if begun.elapsed() > Duration::from_secs(60) {
-                child.kill()?;
+        let pid = Pid::from_raw(child.id() as i32);
+        let (ended, limit) = std::sync::mpsc::channel::<()>();
+        let watchdog = std::thread::spawn(move || {
+            // Dropping the sender is the normal end.
+            if limit.recv_timeout(Duration::from_secs(60)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                kill(pid, Signal::SIGKILL).ok();
             }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(child.wait_with_output()?)
+        });
+        let output = child.wait_with_output();
+        drop(ended);
+        watchdog.join().expect("the watchdog does not panic");
+        Ok(output?)
     }
 
     /// Standard output of a command that must succeed.

@@ -4,8 +4,11 @@
 pub mod agent;
 pub mod bench;
 pub mod fixtures;
+pub mod help;
+pub mod layout;
 pub mod leftovers;
 pub mod place;
+pub mod scenario;
 
 pub use agent::Agent;
 pub use leftovers::Machine;

@@ -50,6 +50,25 @@ impl Place {
         Ok(place)
     }
 
+    /// Connects the place to `outside` as a machine is connected to its network: the place's uplink `up0`
+    /// (192.0.2.1, 2001:db8::1) leads to `out0` (192.0.2.2, 2001:db8::2), which is its gateway.
+    pub fn connect(&self, outside: &Place) -> Result<()> {
+        let there = format!("/proc/{}/fd/{}", std::process::id(), outside.network.as_raw_fd());
+        let run = |place: &Place, line: &str| -> Result<()> {
+            let output = place.run("ip", &line.split(' ').collect::<Vec<_>>())?;
+            ensure!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
+            Ok(())
+        };
+        run(self, &format!("link add up0 mtu 1400 type veth peer name out0 mtu 1400 netns {there}"))?;
+        for (place, link, number) in [(self, "up0", 1), (outside, "out0", 2)] {
+            run(place, &format!("address add 192.0.2.{number}/24 dev {link}"))?;
+            run(place, &format!("address add 2001:db8::{number}/64 dev {link} nodad"))?;
+            run(place, &format!("link set {link} up"))?;
+        }
+        run(self, "route add default via 192.0.2.2")?;
+        run(self, "route add default via 2001:db8::2")
+    }
+
     /// A path below the place's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

@@ -13,6 +13,7 @@ pub fn write(directory: &Path, file: &str, value: &str) -> Result<(), CgroupErro
     let path = directory.join(file);
     OpenOptions::new()
         .write(true)
+        .truncate(true)
         .open(&path)
         .and_then(|mut file| file.write_all(value.as_bytes()))
         .map_err(|source| CgroupError::Write { path, value: value.to_owned(), source })

@@ -31,6 +31,8 @@ mod tree;
 mod usage;
 
 #[cfg(test)]
+mod fake_tests;
+#[cfg(test)]
 mod rootful_tests;
 
 use std::{
@@ -126,8 +128,8 @@ pub struct Cgroups {
     /// Controllers the unified hierarchy offers.
     offered: Vec<Controller>,
     v1: BTreeMap<Controller, PathBuf>,
-    /// v1 mounts the agent is not at the top of, or whose controller is not used per pod: a pod's supervisor moves
-    /// into their `kubepods` so that nothing of the agent's own cgroup limits or kills it.
+    /// v1 mounts the agent is not at the top of: a pod's supervisor moves into their `kubepods`, so that nothing of
+    /// the agent's own cgroup (a systemd service's TasksMax, its end) limits or kills the pod.
     moved_out: Vec<Mount>,
     kill_way: OnceLock<KillWay>,
     /// v1 `memory.memsw.*` exists (swap accounting).

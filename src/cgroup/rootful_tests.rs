@@ -279,3 +279,32 @@ fn the_time_a_pod_takes() {
     times.sort();
     println!("a pod with one container: made {:?}, removed {:?} (median of 50)", times[25].0, times[25].1);
 }
+
+/// The program works wherever a unified hierarchy is mounted, so that this machine need not be a v2 one.
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn the_device_program_passes_the_verifier_and_holds() {
+    let world = World::new("bpf");
+    world.pod(&PodLimits::default());
+    let placement = world.leaf(&LeafLimits::default());
+    let Some(directory) = placement.unified.clone() else { return };
+    let program = match devices::load_v2(&directory, devices::default_rules()) {
+        Ok(program) => program,
+        // A kernel without cgroup BPF has to be named as such.
+        Err(error) => {
+            assert!(error.to_string().contains("eBPF program"), "{error}");
+            return;
+        }
+    };
+    for _ in 0..2 {
+        devices::attach_v2(&directory, &program).unwrap();
+    }
+    let cgroup = fs::File::open(&directory).unwrap();
+    assert_eq!(crate::sys::bpf::cgroup_device_programs(&cgroup).unwrap(), 1, "attached once");
+    let node = tempfile::tempdir().unwrap();
+    let script = format!(
+        "cd {} && mknod null c 1 3 && mknod mem c 1 1 && echo > null && ! head -c 1 mem && exit 7",
+        node.path().display()
+    );
+    assert_eq!(run(&placement, &script).wait().unwrap().code(), Some(7));
+}

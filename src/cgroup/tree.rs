@@ -104,35 +104,28 @@ impl Cgroups {
             fresh = make_directory(&directory)?;
             placement.unified = Some(directory);
         }
+        let mut own = Vec::new();
         for (controller, mount) in &self.v1 {
-            let own = match controller {
-                Controller::Cpu | Controller::Memory => {
-                    !sandbox || self.tracking(&relative) == self.below(mount, &relative)
-                }
-                Controller::Pids => limits.pids.is_some(),
-                Controller::Hugetlb => !limits.huge_pages.is_empty(),
-                Controller::Cpuset => limits.cpuset.is_some(),
-                Controller::Devices => matches!(limits.devices, DeviceAccess::Only(_)),
-                Controller::Freezer | Controller::Cpuacct => self.is_used(*controller),
-            };
-            if own {
-                let directory = self.below(mount, &relative);
-                if matches!(controller, Controller::Pids | Controller::Hugetlb | Controller::Devices) {
-                    self.ensure_ancestors(mount, &relative)?;
-                }
-                fresh &= make_directory(&directory)?;
-                if *controller == Controller::Cpuset {
-                    self.inherit_cpusets(mount, &relative)?;
-                }
-                join(&mut placement.v1, directory);
-            } else if sandbox {
-                if let Some(directory) = self.sandbox_seat(*controller, mount, &pod) {
-                    join(&mut placement.v1, directory);
-                }
-            } else if *controller == Controller::Devices && limits.devices == DeviceAccess::Default {
-                let shared = Path::new(path::KUBEPODS).join(path::DEFAULT_DEVICES);
-                join(&mut placement.v1, self.below(mount, &shared));
+            if !self.has_own_leaf(*controller, &relative, limits) {
+                continue;
             }
+            if matches!(controller, Controller::Pids | Controller::Hugetlb | Controller::Devices) {
+                self.ensure_ancestors(mount, &relative)?;
+            }
+            let directory = self.below(mount, &relative);
+            // Co-mounted controllers (`cpu,cpuacct`) share theirs.
+            if !own.contains(&mount) {
+                fresh &= make_directory(&directory)?;
+                own.push(mount);
+                placement.v1.push(directory);
+            }
+            if *controller == Controller::Cpuset {
+                self.inherit_cpusets(mount, &relative)?;
+            }
+        }
+        for (controller, mount) in self.v1.iter().filter(|(_, mount)| !own.contains(mount)) {
+            let seat = self.shared_seat(*controller, mount, &pod, sandbox, &limits.devices);
+            placement.v1.extend(seat.filter(|directory| !placement.v1.contains(directory)));
         }
         if sandbox {
             for mount in &self.moved_out {
@@ -171,6 +164,7 @@ impl Cgroups {
                 self.enable_down_to(&mount.path, &[pod.to_owned()], &self.extra_unified(true, false))?;
             }
         }
+        let mut made = Vec::new();
         for (controller, mount) in &self.v1 {
             let own = match controller {
                 Controller::Cpu | Controller::Memory => true,
@@ -179,22 +173,51 @@ impl Cgroups {
                 Controller::Freezer | Controller::Cpuacct => self.is_used(*controller),
                 Controller::Cpuset | Controller::Devices => false,
             };
-            if own {
-                if *controller == Controller::Hugetlb {
-                    self.ensure_ancestors(mount, pod)?;
-                }
-                fresh &= make_directory(&self.below(mount, pod))?;
+            if !own || made.contains(&mount) {
+                continue;
             }
+            if *controller == Controller::Hugetlb {
+                self.ensure_ancestors(mount, pod)?;
+            }
+            fresh &= make_directory(&self.below(mount, pod))?;
+            made.push(mount);
         }
         Ok(fresh)
     }
 
-    /// Where a v1 hierarchy has the supervisor when it has no leaf there: in the pod's cgroup, where there is one.
-    fn sandbox_seat(&self, controller: Controller, mount: &Path, pod: &Path) -> Option<PathBuf> {
+    /// Whether a leaf has a directory of its own in a controller's v1 hierarchy.
+    fn has_own_leaf(&self, controller: Controller, relative: &Path, limits: &LeafLimits) -> bool {
+        match controller {
+            // The sandbox has no limits of its own, and so no directory unless it is how its processes are found.
+            Controller::Cpu | Controller::Memory => {
+                !relative.ends_with(path::SANDBOX)
+                    || self.in_hierarchy_of(controller, relative).is_some_and(|own| own == self.tracking(relative))
+            }
+            Controller::Pids => limits.pids.is_some(),
+            Controller::Hugetlb => !limits.huge_pages.is_empty(),
+            Controller::Cpuset => limits.cpuset.is_some(),
+            Controller::Devices => matches!(limits.devices, DeviceAccess::Only(_)),
+            Controller::Freezer | Controller::Cpuacct => self.is_used(controller),
+        }
+    }
+
+    /// Where a leaf without a v1 directory of its own goes, if it has to move at all: the supervisor into the pod's,
+    /// where there is one; a container into the shared one for devices.
+    fn shared_seat(
+        &self,
+        controller: Controller,
+        mount: &Path,
+        pod: &Path,
+        sandbox: bool,
+        devices: &DeviceAccess,
+    ) -> Option<PathBuf> {
         let of_pod = self.below(mount, pod);
         match controller {
-            Controller::Cpu | Controller::Memory => Some(of_pod),
-            Controller::Pids | Controller::Hugetlb => of_pod.exists().then_some(of_pod),
+            Controller::Cpu | Controller::Memory => sandbox.then_some(of_pod),
+            Controller::Pids | Controller::Hugetlb => (sandbox && of_pod.exists()).then_some(of_pod),
+            Controller::Devices if *devices == DeviceAccess::Default => {
+                Some(self.below(mount, &Path::new(path::KUBEPODS).join(path::DEFAULT_DEVICES)))
+            }
             _ => None,
         }
     }
@@ -315,13 +338,6 @@ impl Cgroups {
             }
             Seat::Unified(mount) => Some(self.below(mount, relative).join("memory.events")),
         }
-    }
-}
-
-/// Adds a directory once: co-mounted controllers (`cpu,cpuacct`) share theirs.
-fn join(placement: &mut Vec<PathBuf>, directory: PathBuf) {
-    if !placement.contains(&directory) {
-        placement.push(directory);
     }
 }
 

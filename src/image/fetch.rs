@@ -22,7 +22,7 @@ use super::{
 
 /// Pieces in flight between the network and the unpacking thread of one layer. With pieces of at most a few hundred
 /// kilobytes this bounds the memory of a layer, and is enough that neither side waits for the other's rhythm.
-const PIECES: usize = 8;
+const PIECES: usize = 4;
 
 /// Called with the number of bytes that have come over the network.
 pub(super) type Received = Arc<dyn Fn(u64) + Send + Sync>;

@@ -49,16 +49,6 @@ pub(super) struct LayerRecord {
     pub size: u64,
     /// Entries of its archive.
     pub entries: u64,
-    /// The directory it is in when that is not its own: a copy adapted to the layers below.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub adapted: Option<Digest>,
-}
-
-impl LayerRecord {
-    /// The name of its directory.
-    pub(super) fn directory(&self) -> &Digest {
-        self.adapted.as_ref().unwrap_or(&self.diff_id)
-    }
 }
 
 /// What is kept of an image.
@@ -74,7 +64,7 @@ pub(super) struct Record {
     pub config_size: u64,
     pub config: ImageRunConfig,
     pub platform: Platform,
-    /// Bottom first.
+    /// Bottom first; a skeleton (see [`super::skeleton`]) last, if there is one.
     pub layers: Vec<LayerRecord>,
     #[serde(default)]
     pub pinned: bool,
@@ -108,13 +98,13 @@ impl Record {
         let mut seen = std::collections::HashSet::new();
         for layer in self.layers.iter().rev() {
             // A layer that occurs again further down is covered by itself; overlayfs refuses the same directory twice.
-            if !seen.insert(layer.directory()) {
+            if !seen.insert(&layer.diff_id) {
                 continue;
             }
             size += layer.size;
             // Each lower directory costs every path lookup: those that change nothing are left out.
             if layer.entries > 0 {
-                lower.push(store.lower(layer.directory()));
+                lower.push(store.lower(&layer.diff_id));
             }
         }
         if lower.is_empty() {
@@ -261,7 +251,7 @@ impl Index {
 
     /// The directories of all layers of all images.
     pub(super) fn layer_directories(&self) -> impl Iterator<Item = &Digest> {
-        self.images.values().flat_map(|held| held.layers.iter().map(LayerRecord::directory))
+        self.images.values().flat_map(|held| held.layers.iter().map(|layer| &layer.diff_id))
     }
 
     /// All blobs that are kept for images.
@@ -301,7 +291,6 @@ mod tests {
             diff_id: Digest::of(layer.as_bytes()),
             size: 10,
             entries: layer.len() as u64,
-            adapted: None,
         });
         Record {
             id: Digest::of(name.as_bytes()),

@@ -11,14 +11,13 @@ use super::{
     digest::Digest,
     error::ImageError,
     fetch::{Source, Wanted},
-    index::{Image, Record},
+    index::Image,
     manifest::{
         Blob, CONFIG_LIMIT, Choice, Config, Document, MANIFEST_LIMIT, Manifest, check_layers, choose, decode,
         decode_config, malformed,
     },
-    pull::new_record,
     reference::ImageReference,
-    store::{ImageStore, Inner, blocking},
+    store::{ImageStore, Inner, NewImage, blocking},
     unpack::Expected,
 };
 
@@ -33,12 +32,11 @@ struct Found {
     names: Vec<ImageReference>,
     /// Of the manifest or index it is known by; a docker-archive has none.
     digest: Option<Digest>,
-    /// Manifests and configuration, to be kept.
-    blobs: Vec<(Digest, Vec<u8>)>,
-    manifests: Vec<Digest>,
+    /// With their digests.
+    manifests: Vec<(Digest, Vec<u8>)>,
     id: Digest,
     config: Config,
-    config_size: usize,
+    config_bytes: Vec<u8>,
     /// Member and, where it is known, digest and size. Bottom first.
     layers: Vec<(String, Option<(Digest, u64)>)>,
 }
@@ -103,15 +101,18 @@ impl Inner {
                 subject: archive.name.clone(),
             })
         });
-        let summaries = try_join_all(layers).await?;
-        let digests = found.digest.iter().flat_map(|digest| found.names.iter().map(|name| name.repo_digest(digest)));
-        let record = Record {
-            repo_tags: found.names.iter().filter_map(ImageReference::repo_tag).collect(),
-            repo_digests: digests.collect(),
-            ..new_record(&found.id, found.manifests.into_iter(), found.config, found.config_size, summaries)
+        let layers = try_join_all(layers).await?;
+        let new = NewImage {
+            id: found.id,
+            names: found.names,
+            digest: found.digest,
+            manifests: found.manifests,
+            config: found.config,
+            config_bytes: found.config_bytes,
+            layers,
         };
         let inner = Arc::clone(self);
-        blocking(&archive.name, move || inner.add(record, &found.blobs)).await
+        blocking(&archive.name, move || inner.add(new)).await
     }
 }
 
@@ -205,7 +206,7 @@ fn find_in_layout(inner: &Inner, archive: &Archive) -> Result<Vec<Found>, ImageE
 fn find_choice(inner: &Inner, archive: &Archive, choice: &Choice) -> Result<Option<Found>, ImageError> {
     let subject = format!("{}: manifest {}", archive.name, choice.blob.digest);
     let bytes = read_blob(archive, &choice.blob, MANIFEST_LIMIT)?;
-    let mut blobs = Vec::new();
+    let mut manifests = Vec::new();
     let manifest: Manifest = match decode(&bytes, Some(&choice.blob.media_type), &subject)? {
         Document::Manifest(manifest) => manifest,
         Document::Index(choices) => {
@@ -214,27 +215,23 @@ fn find_choice(inner: &Inner, archive: &Archive, choice: &Choice) -> Result<Opti
             let Document::Manifest(manifest) = decode(&bytes, Some(&chosen.blob.media_type), &subject)? else {
                 return Err(malformed(&subject, "an index within an index within an index"));
             };
-            blobs.push((chosen.blob.digest.clone(), bytes));
+            manifests.push((chosen.blob.digest.clone(), bytes));
             manifest
         }
     };
-    blobs.push((choice.blob.digest.clone(), bytes));
-    let manifests = blobs.iter().map(|(digest, _)| digest.clone()).collect();
+    manifests.push((choice.blob.digest.clone(), bytes));
     let config_bytes = read_blob(archive, &manifest.config, CONFIG_LIMIT)?;
     let config = decode_config(&config_bytes, &inner.config.platform, &subject)?;
     check_layers(&manifest, &config, &subject)?;
-    let config_size = config_bytes.len();
-    blobs.push((manifest.config.digest.clone(), config_bytes));
     let layers = manifest.layers.iter().map(|blob| (blob_member(&blob.digest), Some((blob.digest.clone(), blob.size))));
     Ok(Some(Found {
         names: layout_name(choice).into_iter().collect(),
         digest: Some(choice.blob.digest.clone()),
         layers: layers.collect(),
         manifests,
-        blobs,
         id: manifest.config.digest,
         config,
-        config_size,
+        config_bytes,
     }))
 }
 
@@ -293,8 +290,7 @@ fn find_in_docker_archive(inner: &Inner, archive: &Archive) -> Result<Vec<Found>
             names: entry.names().collect(),
             digest: None,
             manifests: Vec::new(),
-            config_size: bytes.len(),
-            blobs: vec![(id.clone(), bytes)],
+            config_bytes: bytes,
             id,
             config,
             layers: entry.layers.into_iter().map(|layer| (layer, None)).collect(),

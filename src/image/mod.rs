@@ -17,6 +17,7 @@ pub mod policy;
 mod pull;
 pub mod reference;
 mod registry;
+mod skeleton;
 mod store;
 #[cfg(test)]
 mod testing;

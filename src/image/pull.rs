@@ -12,14 +12,13 @@ use tokio::sync::watch;
 
 use super::{
     config::Credentials,
-    digest::Digest,
     error::{ImageError, RegistryError},
     fetch::{Received, Source, Wanted},
-    index::{Image, LayerRecord, Record},
-    manifest::{CONFIG_LIMIT, Config, Document, Manifest, check_layers, choose, decode, decode_config},
+    index::Image,
+    manifest::{CONFIG_LIMIT, Document, Manifest, check_layers, choose, decode, decode_config},
     reference::ImageReference,
     registry::{Fetched, Session},
-    store::{ImageStore, Inner, blocking, lock},
+    store::{ImageStore, Inner, NewImage, blocking, lock},
     unpack::{Expected, LayerSummary},
 };
 
@@ -190,22 +189,18 @@ async fn run(
     });
     let summaries = try_join_all(layers).await?;
 
-    let mut blobs: Vec<(Digest, Vec<u8>)> = fetched.into_iter().map(|one| (one.digest, one.bytes)).collect();
-    let resolved_digest = resolved.digest.clone();
-    blobs.push((resolved.digest, resolved.bytes));
-    let record = Record {
-        repo_tags: reference.repo_tag().into_iter().collect(),
-        repo_digests: vec![reference.repo_digest(&resolved_digest)],
-        ..new_record(
-            &manifest.config.digest,
-            blobs.iter().map(|(digest, _)| digest.clone()),
-            config,
-            config_bytes.len(),
-            summaries,
-        )
+    let mut documents = vec![resolved];
+    documents.extend(fetched);
+    let new = NewImage {
+        id: manifest.config.digest.clone(),
+        digest: documents.first().map(|document| document.digest.clone()),
+        names: vec![reference],
+        manifests: documents.into_iter().map(|document| (document.digest, document.bytes)).collect(),
+        config,
+        config_bytes,
+        layers: summaries,
     };
-    blobs.push((manifest.config.digest.clone(), config_bytes));
-    let image = blocking(&subject, move || inner.add(record, &blobs)).await?;
+    let image = blocking(&subject, move || inner.add(new)).await?;
     Ok((image, progress.borrow().bytes_done))
 }
 
@@ -262,34 +257,5 @@ async fn config_blob(inner: &Arc<Inner>, session: &Session, manifest: &Manifest)
     match here.await? {
         Some(bytes) => Ok(bytes),
         None => session.small_blob(&manifest.config, CONFIG_LIMIT).await,
-    }
-}
-
-/// A record without names.
-pub(super) fn new_record(
-    id: &Digest,
-    manifests: impl Iterator<Item = Digest>,
-    config: Config,
-    config_size: usize,
-    summaries: Vec<LayerSummary>,
-) -> Record {
-    let layers = config.diff_ids.into_iter().zip(summaries);
-    Record {
-        id: id.clone(),
-        repo_tags: Vec::new(),
-        repo_digests: Vec::new(),
-        manifests: manifests.collect(),
-        config_size: config_size as u64,
-        config: config.run,
-        platform: config.platform,
-        layers: layers
-            .map(|(diff_id, summary)| LayerRecord {
-                diff_id,
-                size: summary.size,
-                entries: summary.entries,
-                adapted: None,
-            })
-            .collect(),
-        pinned: false,
     }
 }

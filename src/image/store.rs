@@ -16,12 +16,14 @@ use super::{
     config::ImageConfig,
     digest::Digest,
     error::ImageError,
-    index::{Image, Index, Record},
+    index::{Image, Index, LayerRecord, Record},
     layers::{LayerStore, make_private},
+    manifest::Config,
     pull::{LayerFetches, Pulls},
     reference::ImageReference,
     registry::Registry,
-    unpack::remove::remove_tree,
+    skeleton::skeleton,
+    unpack::{LayerSummary, remove::remove_tree},
 };
 use crate::store::durable;
 
@@ -81,6 +83,21 @@ pub enum PruneScope {
     Untagged,
     /// All.
     Unused,
+}
+
+/// An image whose layers are in the store.
+pub(super) struct NewImage {
+    pub id: Digest,
+    /// What it is called, by whoever asked for it.
+    pub names: Vec<ImageReference>,
+    /// What the names resolved to.
+    pub digest: Option<Digest>,
+    /// Manifest and index, as far as there are such.
+    pub manifests: Vec<(Digest, Vec<u8>)>,
+    pub config: Config,
+    pub config_bytes: Vec<u8>,
+    /// In the order of the configuration's diff ids.
+    pub layers: Vec<LayerSummary>,
 }
 
 /// Keeps layers from being pruned.
@@ -240,19 +257,38 @@ impl Inner {
         Ok(result)
     }
 
-    /// Records an image whose layers are here. `blobs` are its configuration and manifests. Blocking.
-    pub(super) fn add(&self, mut record: Record, blobs: &[(Digest, Vec<u8>)]) -> Result<Arc<Image>, ImageError> {
-        for name in record.repo_tags.iter().chain(&record.repo_digests) {
-            let pinned = |text: &String| ImageReference::parse(text).is_ok_and(|pinned| pinned.key() == *name);
-            record.pinned |= self.config.pinned.iter().any(pinned);
-        }
+    /// Records an image whose layers are here. Blocking.
+    pub(super) fn add(&self, new: NewImage) -> Result<Arc<Image>, ImageError> {
+        let names: Vec<String> = self.config.pinned.iter().filter_map(|text| key(text)).collect();
+        let digests = new.digest.iter().flat_map(|digest| new.names.iter().map(|name| name.repo_digest(digest)));
+        let mut record = Record {
+            repo_tags: new.names.iter().filter_map(ImageReference::repo_tag).collect(),
+            repo_digests: digests.collect(),
+            manifests: new.manifests.iter().map(|(digest, _)| digest.clone()).collect(),
+            config_size: new.config_bytes.len() as u64,
+            config: new.config.run,
+            platform: new.config.platform,
+            layers: Vec::new(),
+            pinned: false,
+            id: new.id.clone(),
+        };
+        record.pinned = record.repo_tags.iter().chain(&record.repo_digests).any(|name| names.contains(name));
+        let layers: Vec<(Digest, LayerSummary)> = new.config.diff_ids.into_iter().zip(new.layers).collect();
         self.update(|index| {
-            for (digest, bytes) in blobs {
+            // Within the change, so that what no record refers to yet is not collected.
+            let skeleton = skeleton(&self.layers, &layers, self.config.ownership)?;
+            for (digest, bytes) in new.manifests.iter().chain([&(new.id, new.config_bytes)]) {
                 let path = self.blob(digest);
                 if !path.exists() {
                     durable::write(&path, bytes)?;
                 }
             }
+            let layer = |(diff_id, summary): (Digest, LayerSummary)| LayerRecord {
+                diff_id,
+                size: summary.size,
+                entries: summary.entries,
+            };
+            record.layers = layers.into_iter().map(layer).chain(skeleton).collect();
             index.add(record, &self.layers)
         })
     }
@@ -355,6 +391,10 @@ impl Inner {
     }
 }
 
+fn key(reference: &str) -> Option<String> {
+    ImageReference::parse(reference).ok().map(|reference| reference.key())
+}
+
 const SPOOL: &str = ".spool-";
 
 fn spools(root: &Path) -> Result<Vec<PathBuf>, ImageError> {
@@ -378,7 +418,7 @@ fn read_index(root: &Path, layers: &LayerStore) -> Result<Index, ImageError> {
     };
     let usable = |record: &Record| {
         let config = root.join("blobs").join(record.id.algorithm()).join(record.id.hex());
-        config.is_file() && record.layers.iter().all(|layer| layers.has(layer.directory()))
+        config.is_file() && record.layers.iter().all(|layer| layers.has(&layer.diff_id))
     };
     match Index::decode(&bytes, layers, usable) {
         Ok((index, dropped)) => {

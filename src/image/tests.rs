@@ -85,7 +85,7 @@ async fn every_form_of_an_archive_gives_the_same_image() {
         assert!(store.get("example.com/app").is_none());
         // The same after a restart.
         drop(store);
-        assert_eq!(place.open().await.list(), [loaded.clone()]);
+        assert_eq!(place.open().await.list(), std::slice::from_ref(loaded));
         assert!(!names(&place.path("images")).iter().any(|name| name.starts_with(".spool")));
     }
 }
@@ -245,4 +245,24 @@ async fn an_image_without_layers_still_has_a_root() {
     assert!(loaded[0].layers[0].is_dir());
     store.prune(PruneScope::Unreferenced, &unused).await.unwrap();
     assert!(loaded[0].layers[0].is_dir());
+}
+
+#[tokio::test]
+async fn a_layer_that_does_not_describe_its_directories_does_not_change_them() {
+    use std::os::unix::fs::PermissionsExt;
+    let base = LayerTar::new().directory("tmp/", 0o1777).file("tmp/a", b"").finish();
+    let top = LayerTar::new().file("tmp/b", b"").file("opt/c", b"").finish();
+    let image = TestImage::new(vec![(base.clone(), gzip(&base)), (top.clone(), gzip(&top))]);
+    let place = Place::new();
+    let store = place.open().await;
+    let path = place.write("i.tar", &tar_of(&image.layout("a:1")));
+    let loaded = store.load(&path, None).await.unwrap();
+    let [skeleton, above, below] = loaded[0].layers.as_slice() else { panic!("{loaded:?}") };
+    assert_eq!(names(skeleton), ["tmp"]);
+    assert_eq!(fs::metadata(skeleton.join("tmp")).unwrap().permissions().mode() & 0o7777, 0o1777);
+    assert!(names(&skeleton.join("tmp")).is_empty() && above.join("tmp/b").exists() && below.join("tmp/a").exists());
+    store.prune(PruneScope::Unreferenced, &unused).await.unwrap();
+    assert_eq!(place.open().await.list(), loaded);
+    store.remove("a:1", &unused).await.unwrap();
+    assert!(place.layers().is_empty());
 }

@@ -62,7 +62,9 @@ impl ObservedPod {
                 self.prepared.insert(container.clone(), Prepared { attempt: *attempt, generation: *generation });
             }
             (Action::AttachNetwork, _) => self.network = Network::Attached(self.network.addresses().to_vec()),
-            (Action::StartContainer { container, .. }, Outcome::Attempt(attempt)) => self.record(container, attempt),
+            (Action::StartContainer { container, .. }, Outcome::Attempt(attempt)) => {
+                self.record(container, attempt);
+            }
             (Action::RemoveAttempt { container, attempt }, _) => {
                 if let Some(attempts) = self.containers.get_mut(container) {
                     attempts.retain(|kept| kept.number != *attempt);
@@ -87,18 +89,21 @@ impl ObservedPod {
         }
     }
 
-    /// Notes what was seen of an attempt. A running report never replaces an end that was already seen.
-    pub fn record(&mut self, container: &str, attempt: Attempt) {
+    /// Notes what was seen of an attempt, and says whether that was news. Nothing replaces an end that was already seen.
+    pub fn record(&mut self, container: &str, attempt: Attempt) -> bool {
         let attempts = self.containers.entry(container.to_owned()).or_default();
         match attempts.iter_mut().find(|known| known.number == attempt.number) {
             Some(known) => {
-                if !matches!(known.state, AttemptState::Ended(_)) {
+                let news = !matches!(known.state, AttemptState::Ended(_)) && *known != attempt;
+                if news {
                     *known = attempt;
                 }
+                news
             }
             None => {
                 attempts.push(attempt);
                 attempts.sort_by_key(|attempt| attempt.number);
+                true
             }
         }
     }

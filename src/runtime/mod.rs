@@ -14,6 +14,7 @@ pub mod mounts;
 pub mod oom;
 pub mod process;
 pub mod sandbox;
+pub mod seccomp;
 pub mod security;
 pub mod spawn;
 pub mod sysctls;

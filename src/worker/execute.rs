@@ -386,7 +386,8 @@ impl Host {
 
     async fn stop_container(&self, name: &str, attempt: u32) -> Result<Done, ActionError> {
         let Some(supervisor) = self.supervisor() else { return Ok(Done::new(Outcome::Done)) };
-        let recorded = records::read(&self.dirs.attempt(name, attempt)).map_err(because("FailedKillPod"))?;
+        let directory = self.dirs.attempt(name, attempt);
+        let recorded = blocking(move || records::read(&directory).map_err(because("FailedKillPod"))).await?;
         let signal = recorded.map_or(libc::SIGTERM, |recorded| recorded.launch.stop_signal);
         match supervisor.signal(name, signal).await {
             Ok(()) | Err(ClientError::Gone) => Ok(Done::new(Outcome::Done)),

@@ -19,6 +19,7 @@ use crate::{
         launch::{ImageFacts, LaunchInput, launch_spec},
         limits::{LimitOptions, leaf_limits, pod_limits},
         sandbox::{SandboxInput, sandbox_spec},
+        seccomp,
         security::SeccompChoice,
     },
     store::layout::PodDirs,
@@ -119,7 +120,7 @@ impl Shared {
             volumes: attempt.volumes,
             cgroup: CgroupPlacement::default(),
             options: &self.launch,
-            seccomp: &|choice, capabilities| self.seccomp(choice, capabilities),
+            seccomp: &seccomp_filter,
         })?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let limits = leaf_limits(attempt.container, &self.limit_options());
@@ -202,13 +203,16 @@ impl Shared {
         }
         write_files(dirs, &files).map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))
     }
+}
 
-    /// Compiles a seccomp profile.
-    fn seccomp(
-        &self,
-        _choice: &SeccompChoice,
-        _capabilities: u64,
-    ) -> Result<Vec<u64>, Box<dyn std::error::Error + Send + Sync>> {
-        Ok(Vec::new())
+/// The filter of a profile for a container with these capabilities.
+fn seccomp_filter(
+    choice: &SeccompChoice,
+    capabilities: u64,
+) -> Result<Vec<u64>, Box<dyn std::error::Error + Send + Sync>> {
+    match choice {
+        SeccompChoice::Unconfined => Ok(Vec::new()),
+        SeccompChoice::RuntimeDefault => Ok(seccomp::runtime_default(capabilities).to_vec()),
+        SeccompChoice::Localhost(path) => Ok(seccomp::localhost(path, capabilities)?),
     }
 }

@@ -2,12 +2,16 @@
 //! host.
 
 pub mod actor;
+#[cfg(test)]
+mod actor_tests;
 pub mod execute;
 pub mod handle;
 pub mod host;
 mod inputs;
 mod machine;
 pub mod manager;
+#[cfg(test)]
+mod manager_tests;
 pub mod node;
 pub mod record;
 pub mod records;
@@ -15,4 +19,6 @@ mod recover;
 pub mod run;
 pub mod shared;
 mod teardown;
+#[cfg(test)]
+mod testing;
 mod watch;

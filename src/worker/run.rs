@@ -24,6 +24,7 @@ use crate::{
     cgroup::CgroupError,
     config::NodeConfig,
     image::ImageError,
+    obs::chain::Chain,
     pod::{NodeView, backoff::BackoffPolicy, desired},
     runtime::spawn::SpawnError,
     source::{
@@ -81,6 +82,8 @@ pub struct Agent {
     manager: Manager,
     sources: Vec<Updates>,
     problems: watch::Sender<Vec<ManifestProblem>>,
+    /// Pods of the ledger that are left alone.
+    unreadable: Vec<ManifestProblem>,
     /// What the servers show.
     pub node: Arc<RunningNode>,
     /// Held as long as the agent lives.
@@ -135,11 +138,28 @@ impl Agent {
         let hosts = Arc::new(RealHosts(shared.clone()));
         let mut manager = Manager::new(hosts, Arc::new(view), entries.clone());
 
-        let (records, unusable) = recover::ledger(&shared);
-        let recovering = records.iter().map(|record| recover::recover(shared.clone(), record.clone(), &crash_loop));
-        let recovered = join_all(recovering).await;
+        let pods = shared.config.layout.pods();
+        let ledger =
+            recover::ledger(&pods).map_err(|source| StartError::Directory { step: "list", path: pods, source })?;
+        let mut unreadable = Vec::new();
+        for pod in &ledger.left_alone {
+            let message = Chain(&pod.error).to_string();
+            warn!(uid = pod.uid, "a ledger entry cannot be used; its pod is left alone: {message}");
+            // Before anything else is given an address.
+            recover::keep_addresses(&shared, pod);
+            manager.leave_alone(pod.uid.clone());
+            unreadable.push(ManifestProblem {
+                source: format!("ledger:{}", pod.directory.display()),
+                document: None,
+                pod: None,
+                warning: false,
+                message: format!("the pod of this record is left alone: {message}"),
+            });
+        }
+        let records = ledger.records.iter().cloned();
+        let recovered = join_all(records.map(|record| recover::recover(shared.clone(), record, &crash_loop))).await;
         let sweeping = shared.clone();
-        let swept = tokio::task::spawn_blocking(move || recover::sweep(&sweeping, &records, unusable)).await;
+        let swept = tokio::task::spawn_blocking(move || recover::sweep(&sweeping, &ledger)).await;
         if let Err(error) = swept {
             warn!(%error, "the sweep ended abnormally, ignoring");
         }
@@ -148,9 +168,9 @@ impl Agent {
         }
 
         let (sources, file_source) = start_sources(&shared.config)?;
-        let (problems, readers) = watch::channel(Vec::new());
+        let (problems, readers) = watch::channel(unreadable.clone());
         let node = Arc::new(RunningNode { entries, problems: readers, layout: shared.config.layout.clone() });
-        Ok(Agent { shared, manager, sources, problems, node, _locks: locks, _file_source: file_source })
+        Ok(Agent { shared, manager, sources, problems, unreadable, node, _locks: locks, _file_source: file_source })
     }
 
     /// The image store, for the servers.
@@ -195,7 +215,8 @@ impl Agent {
         let latest: Vec<_> = self.sources.iter().map(|source| source.borrow().clone()).collect();
         let complete = latest.iter().all(Option::is_some);
         let updates: Vec<_> = latest.into_iter().flatten().collect();
-        let desired = desired::merge(&updates, &self.manager.uids());
+        let mut desired = desired::merge(&updates, &self.manager.uids());
+        desired.problems.extend(self.unreadable.iter().cloned());
         self.problems.send_if_modified(|problems| {
             let changed = *problems != desired.problems;
             if changed {

@@ -256,7 +256,7 @@ async fn an_image_is_pulled_by_tag_and_digest_and_then_not_again() {
     assert_eq!((pulled.image.id.clone(), pulled.bytes), (image.id(), total as u64));
     assert_eq!(pulled.image.repo_tags, [server.reference("1")]);
     let name = format!("{}/team/app@{}", server.address, image.digest());
-    assert_eq!(pulled.image.repo_digests, [name.clone()]);
+    assert_eq!(pulled.image.repo_digests, std::slice::from_ref(&name));
     assert_eq!(std::fs::read(pulled.image.layers[0].join("marker")).unwrap(), b"one");
     let last = *reports.lock().unwrap().last().unwrap();
     assert_eq!(last, Progress { layers: 2, layers_done: 2, bytes: total as u64, bytes_done: total as u64 });
