@@ -16,6 +16,7 @@ pub mod node;
 pub mod record;
 pub mod records;
 mod recover;
+mod ruleset;
 pub mod run;
 pub mod shared;
 mod teardown;
