@@ -36,6 +36,11 @@ impl ObservedPod {
         self.containers.get(container).and_then(|attempts| attempts.last())
     }
 
+    /// Whether that attempt was seen running and not seen to end.
+    pub fn runs(&self, container: &str, number: u32) -> bool {
+        self.running().any(|(name, attempt)| name == container && attempt.number == number)
+    }
+
     /// Names of containers that run now.
     pub fn running(&self) -> impl Iterator<Item = (&str, &Attempt)> {
         self.containers.iter().filter_map(|(name, attempts)| {
@@ -120,6 +125,13 @@ pub struct Attempt {
     pub state: AttemptState,
 }
 
+impl Attempt {
+    /// It ended without a record.
+    pub fn is_unknown(&self) -> bool {
+        matches!(&self.state, AttemptState::Ended(ended) if ended.reason == Ended::UNKNOWN_REASON)
+    }
+}
+
 /// Where an attempt is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AttemptState {
@@ -155,12 +167,15 @@ impl Ended {
     /// What upstream reports for a container whose exit code is not known (never 0).
     pub const UNKNOWN_CODE: i32 = 137;
 
+    /// Upstream's reason for it.
+    pub const UNKNOWN_REASON: &str = "ContainerStatusUnknown";
+
     /// The record of an attempt that left none.
     pub fn unknown(started_at: Option<Timestamp>, noticed_at: Timestamp) -> Ended {
         Ended {
             exit_code: Ended::UNKNOWN_CODE,
             signal: None,
-            reason: "ContainerStatusUnknown".to_owned(),
+            reason: Ended::UNKNOWN_REASON.to_owned(),
             message:
                 "The container could not be located when the pod was terminated: its supervisor left no exit record"
                     .to_owned(),

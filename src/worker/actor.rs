@@ -169,6 +169,11 @@ impl Actor {
             PodEvent::SandboxLost { generation, ended } => {
                 // Together with the sandbox's end: nothing is started in it in between.
                 for (container, attempt) in ended {
+                    // One without a record that was never seen running was only prepared, or its start is still being
+                    // answered: it is made again in the next sandbox.
+                    if attempt.is_unknown() && !self.observed.runs(&container, attempt.number) {
+                        continue;
+                    }
                     self.saw(&container, attempt);
                 }
                 // Expected when it was asked to go; StopSandbox observes that itself.

@@ -17,7 +17,7 @@ use super::{
     machine,
     manager::{Entries, Manager},
     node::RunningNode,
-    recover,
+    recover, ruleset,
     shared::{RealHosts, Shared},
 };
 use crate::{
@@ -195,6 +195,7 @@ impl Agent {
                 }
             });
         }
+        let ruleset = tokio::spawn(ruleset::keep(self.shared.clone()));
         tokio::pin!(stop);
         loop {
             // Cancel-safe: a notification stays until it is taken, and `pod_gone` loses no actor when it is dropped.
@@ -205,6 +206,9 @@ impl Agent {
                 () = self.manager.pod_gone() => self.reconcile(),
             }
         }
+        // Before our own table is removed on purpose.
+        ruleset.abort();
+        let _ = ruleset.await;
         if self.manager.is_empty() {
             let shared = self.shared.clone();
             if let Err(error) = tokio::task::spawn_blocking(move || shared.tear_down()).await {
