@@ -264,7 +264,7 @@ fn capabilities_are_those_asked_for_and_privileged_means_it() {
     let device = fs::read_to_string("/sys/class/block/loop0/dev").expect("a block device").trim().replace(':', " ");
     let open = format!("mknod /b b {device} && dd if=/b of=/dev/null bs=512 count=1 2>&1 && echo OPENED; true");
     assert!(exec_in(&agent, &name, "plain", &open).contains("Operation not permitted"));
-    assert!(exec_in(&agent, &name, "less", &format!("{open} 2>&1")).contains("OPENED") == false);
+    assert!(!exec_in(&agent, &name, "less", &format!("{open} 2>&1")).contains("OPENED"));
     assert!(exec_in(&agent, &name, "privileged", &open).contains("OPENED"));
     let devices = exec_in(&agent, &name, "privileged", "ls /dev");
     for device in ["loop0", "kmsg", "null", "tty0"] {
