@@ -8,6 +8,8 @@ pub mod help;
 pub mod layout;
 pub mod leftovers;
 pub mod place;
+pub mod registry;
+pub mod terminal;
 pub mod scenario;
 
 pub use agent::Agent;
