@@ -18,6 +18,8 @@ pub struct ObservedPod {
     pub volumes: BTreeSet<String>,
     /// Per container: the attempt an image was resolved for, and the image's id.
     pub images: BTreeMap<String, ResolvedImage>,
+    /// Per container: the attempt that was prepared last.
+    pub prepared: BTreeMap<String, Prepared>,
     /// Its supervisor.
     pub sandbox: Sandbox,
     /// Generation of the newest sandbox, from 1; 0 before the first.
@@ -34,6 +36,14 @@ impl ObservedPod {
     /// The newest attempt of a container.
     pub fn latest(&self, container: &str) -> Option<&Attempt> {
         self.containers.get(container).and_then(|attempts| attempts.last())
+    }
+
+    /// Generation of the sandbox in which the next attempt will run: the present one, or the one still to be made.
+    pub fn next_generation(&self) -> u32 {
+        match self.sandbox {
+            Sandbox::Running { .. } => self.generation,
+            Sandbox::Absent | Sandbox::Lost => self.generation + 1,
+        }
     }
 
     /// Whether that attempt was seen running and not seen to end.
@@ -108,6 +118,15 @@ pub struct ResolvedImage {
     pub attempt: u32,
     /// `sha256:…` of the image's configuration.
     pub id: String,
+}
+
+/// An attempt whose launch record is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prepared {
+    /// Attempt.
+    pub attempt: u32,
+    /// Generation of the sandbox it was prepared for.
+    pub generation: u32,
 }
 
 /// One attempt at a container.

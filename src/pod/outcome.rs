@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     action::Action,
-    observed::{Attempt, AttemptState, Network, ObservedPod, ResolvedImage, Sandbox},
+    observed::{Attempt, AttemptState, Network, ObservedPod, Prepared, ResolvedImage, Sandbox},
 };
 
 /// The observation an action that succeeded returns with.
@@ -36,6 +36,7 @@ impl ObservedPod {
                 self.leftovers.cgroups = true;
                 self.leftovers.volumes = true;
             }
+            Action::PrepareContainer { .. } => self.leftovers.cgroups = true,
             Action::MountVolume(_) => self.leftovers.volumes = true,
             Action::AttachNetwork => self.leftovers.network = true,
             _ => {}
@@ -56,6 +57,9 @@ impl ObservedPod {
             (Action::CreateSandbox, Outcome::Sandbox { pid, generation }) => {
                 self.sandbox = Sandbox::Running { pid };
                 self.generation = generation;
+            }
+            (Action::PrepareContainer { container, attempt, generation }, _) => {
+                self.prepared.insert(container.clone(), Prepared { attempt: *attempt, generation: *generation });
             }
             (Action::AttachNetwork, _) => self.network = Network::Attached(self.network.addresses().to_vec()),
             (Action::StartContainer { container, .. }, Outcome::Attempt(attempt)) => {

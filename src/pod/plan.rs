@@ -12,7 +12,7 @@ use super::{
     backoff::BackoffPolicy,
     lifecycle::{self, Next},
     memory::{Memory, seconds},
-    observed::{Network, ObservedPod, Sandbox},
+    observed::{Network, ObservedPod, Prepared, Sandbox},
     status,
 };
 
@@ -118,21 +118,31 @@ impl Planner<'_> {
         let network = matches!(self.observed.network, Network::Attached(_))
             || host_network && self.observed.network != Network::Absent;
         let volumes = volumes.iter().all(|volume| self.observed.volumes.contains(&volume.name));
+        // What the launch record says is known before the sandbox is there, so that the two are made side by side.
+        let preparable = volumes && self.observed.network != Network::Absent;
         for (container, next) in steps {
             match next {
-                Next::Start(attempt) => {
-                    let image = self.observed.images.get(&container.name);
-                    if image.is_none_or(|image| image.attempt != attempt) {
-                        self.act(Action::ResolveImage { container: container.name.clone(), attempt });
-                    } else if sandbox && network && volumes {
-                        self.act(Action::StartContainer { container: container.name.clone(), attempt });
-                    }
-                }
+                Next::Start(attempt) => self.start(&container.name, attempt, preparable, sandbox && network),
                 Next::StartAt(_, at) => self.wake(at),
                 Next::Keep | Next::Done | Next::Wait => {}
             }
         }
         self.remove_old_attempts();
+    }
+
+    /// The next step towards a running attempt.
+    fn start(&mut self, container: &str, attempt: u32, preparable: bool, startable: bool) {
+        let name = container.to_owned();
+        let generation = self.observed.next_generation();
+        if self.observed.images.get(container).is_none_or(|image| image.attempt != attempt) {
+            self.act(Action::ResolveImage { container: name, attempt });
+        } else if self.observed.prepared.get(container) != Some(&Prepared { attempt, generation }) {
+            if preparable {
+                self.act(Action::PrepareContainer { container: name, attempt, generation });
+            }
+        } else if startable {
+            self.act(Action::StartContainer { container: name, attempt });
+        }
     }
 
     /// The latest attempt and the one before it stay (for `lastState` and the previous log).

@@ -224,6 +224,7 @@ fn stage_name(action: &Action) -> String {
         Action::ResolveImage { container, .. } => format!("{container}/image"),
         Action::CreateSandbox => "sandbox".to_owned(),
         Action::AttachNetwork => "network".to_owned(),
+        Action::PrepareContainer { container, .. } => format!("{container}/prepared"),
         Action::StartContainer { container, .. } => format!("{container}/started"),
         Action::StopContainer { container, .. } => format!("{container}/stop"),
         Action::KillContainer { container, .. } => format!("{container}/kill"),

@@ -92,7 +92,7 @@ async fn a_pod_comes_up_stays_and_goes() {
     let up = rig.host.actions();
     assert_eq!(up[0], Action::EnsureDirs, "{up:?}");
     assert_eq!(up.last(), Some(&start(0)), "{up:?}");
-    assert_eq!(up.len(), 6, "directories, addresses, image, sandbox, network, container: {up:?}");
+    assert_eq!(up.len(), 7, "directories, addresses, image, sandbox, network, record, container: {up:?}");
 
     rig.reports.borrow();
     let mut reports = rig.reports.clone();
@@ -243,6 +243,7 @@ async fn a_lost_sandbox_is_cleared_and_made_again() {
         Action::StopSandbox,
         Action::DetachNetwork,
         resolve(1),
+        Action::PrepareContainer { container: "app".to_owned(), attempt: 1, generation: 2 },
         Action::CreateSandbox,
         Action::AttachNetwork,
         start(1),

@@ -244,6 +244,11 @@ pub(super) fn attempts(
             (Some(running), _) => recorded.attempt(running_state(running)),
             (None, Some(_)) => recorded.ended(&directory, falls_back_to_logs(&launch.container), Timestamp::now()),
             (None, None) if snapshot.is_some() && launch.generation == observed.generation => continue,
+            // Prepared for a sandbox that never came to be: nothing was begun in it.
+            (None, None) if launch.generation > observed.generation => {
+                remove_half_made(&directory.dir, name);
+                continue;
+            }
             (None, None) => recorded.ended(&directory, false, Timestamp::now()),
         };
         observed.record(&launch.container.clone(), attempt);
