@@ -70,7 +70,7 @@ fn an_empty_dir_is_shared_outlives_a_restart_and_is_bounded_in_memory() {
     assert_eq!(exec_in(&agent, &name, "reads", "cat /v/starts; touch /v/x 2>&1 || true").lines().count(), 3);
     let filled = log(&agent, &name, "fills", "filled");
     assert!(filled.contains("No space left on device") && filled.contains("2097152"), "{filled}");
-    assert_eq!(exec_in(&agent, &name, "counts", "wc -c </m/fill; stat -c %a /v /m"), "2097152\n777\n1777\n");
+    assert_eq!(exec_in(&agent, &name, "counts", "wc -c </m/fill; stat -c %a /v /m"), "2097152\n777\n777\n");
 }
 
 #[test]
@@ -96,9 +96,9 @@ fn host_paths_are_what_their_type_says_or_refused() {
         ("block", "BlockDevice", block.into(), "[ -b /m ]"),
     ];
     let bad = [
-        ("wrong-dir-or", "DirectoryOrCreate", "file", "is not a directory, it's a File"),
+        ("or-dir", "DirectoryOrCreate", "file", "is not a directory, it's a File"),
         ("wrong-dir", "Directory", "none", "is not a directory, it does not exist"),
-        ("wrong-file-or", "FileOrCreate", "directory", "is not a file, it's a Directory"),
+        ("or-file", "FileOrCreate", "directory", "is not a file, it's a Directory"),
         ("wrong-file", "File", "socket", "is not a file, it's a Socket"),
         ("wrong-socket", "Socket", "file", "is not a socket file, it's a File"),
         ("wrong-char", "CharDevice", "file", "is not a character device, it's a File"),
