@@ -289,6 +289,16 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(pid as pid_t, signal) })
 }
 
+/// Bounds the heaps that the threads of this process share out among themselves (glibc: eight for each processor, each
+/// keeping what its threads have freed). To be called before the first thread is started.
+pub fn limit_heaps(count: u8) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator's under its own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, count.into())
+    };
+}
+
 /// Gives unused heap memory back to the kernel.
 pub fn trim_heap() {
     #[cfg(target_env = "gnu")]
