@@ -9,8 +9,8 @@ pub mod layout;
 pub mod leftovers;
 pub mod place;
 pub mod registry;
-pub mod terminal;
 pub mod scenario;
+pub mod terminal;
 
 pub use agent::Agent;
 pub use leftovers::Machine;

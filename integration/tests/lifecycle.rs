@@ -59,11 +59,13 @@ fn pods_come_from_a_url_and_follow_it() {
             let asked = String::from_utf8_lossy(&request[..length]).to_ascii_lowercase();
             let body = served.lock().expect("the content").clone();
             let status = if asked.contains("x-token: abc") { "200 OK" } else { "403 Forbidden" };
-            write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()).ok();
+            write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+                .ok();
         }
     });
     let file = config(&place, "httpCheckFrequency: 300ms", "");
-    let more = ["--config", &file, "--manifest-url", "http://127.0.0.1:9999/pods", "--manifest-url-header", "X-Token:abc"];
+    let more =
+        ["--config", &file, "--manifest-url", "http://127.0.0.1:9999/pods", "--manifest-url-header", "X-Token:abc"];
     let agent = agent(&place, &more);
     let first = agent.ready("remote");
     assert_eq!(first["metadata"]["annotations"]["kubernetes.io/config.source"], "http");
@@ -88,8 +90,10 @@ fn a_new_generation_waits_until_the_old_one_is_gone() {
     let out = place.path("out");
     fs::create_dir(&out).expect("a directory");
     let generation = |name: &str| {
-        let script = format!("echo begin {name} >> /out/log; trap 'sleep 1; echo end {name} >> /out/log; exit 0' TERM
-            while true; do sleep 0.1; done");
+        let script = format!(
+            "echo begin {name} >> /out/log; trap 'sleep 1; echo end {name} >> /out/log; exit 0' TERM
+            while true; do sleep 0.1; done"
+        );
         let mut pod = manifest("web", &script);
         pod["spec"]["terminationGracePeriodSeconds"] = json!(10);
         pod["spec"]["volumes"] = json!([{ "name": "out", "hostPath": { "path": out } }]);

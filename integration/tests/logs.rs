@@ -22,7 +22,9 @@ fn directory(agent: &Agent, pod: &Value) -> PathBuf {
 }
 
 fn count(script_lines: u32, tail: &str) -> String {
-    format!("i=0; while [ $i -lt {script_lines} ]; do echo \"line $i of the log that must be whole\"; i=$((i+1)); done{tail}")
+    format!(
+        "i=0; while [ $i -lt {script_lines} ]; do echo \"line $i of the log that must be whole\"; i=$((i+1)); done{tail}"
+    )
 }
 
 fn expected(lines: u32) -> String {
@@ -34,7 +36,8 @@ fn expected(lines: u32) -> String {
 fn long_lines_are_split_at_sixteen_kilobytes_and_joined_again() {
     let place = place();
     let agent = agent(&place, &[]);
-    let script = "head -c 40000 /dev/zero | tr '\\0' x; echo; echo to-err >&2; printf unfinished; sleep 1; exec sleep 1000";
+    let script =
+        "head -c 40000 /dev/zero | tr '\\0' x; echo; echo to-err >&2; printf unfinished; sleep 1; exec sleep 1000";
     agent.apply("long.json", &fixtures::pod("long", script));
     let pod = agent.ready("long");
     let file = directory(&agent, &pod).join("0.log");

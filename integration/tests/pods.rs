@@ -379,3 +379,23 @@ fn exec_carries_streams_terminals_and_exit_codes() {
     assert!(!missing.status.success());
     assert!(String::from_utf8_lossy(&missing.stderr).contains("no-such-command"));
 }
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn a_flushed_ruleset_is_put_back_at_once() {
+    let place = place();
+    let agent = agent(&place);
+    let script = "mkdir /www; echo still-here > /www/index.html; exec httpd -f -p 8080 -h /www";
+    let mut manifest: Value = serde_json::from_str(&fixtures::pod("web", script)).expect("JSON");
+    manifest["spec"]["containers"][0]["ports"] = json!([{ "containerPort": 8080, "hostPort": 18080 }]);
+    agent.apply("web.json", &manifest.to_string());
+    agent.ready("web");
+    let ask = |what: &str| {
+        eventually(what, Duration::from_secs(5), || {
+            get(&place, "127.0.0.1", 18080).filter(|answer| answer.contains("still-here"))
+        })
+    };
+    ask("an answer on the host port");
+    assert!(place.run("nft", &["flush", "ruleset"]).expect("nft runs").status.success());
+    ask("an answer on the host port after a flush");
+}

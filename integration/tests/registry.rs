@@ -14,7 +14,11 @@ fn agent<'a>(place: &'a Place, more: &[&str]) -> Agent<'a> {
 }
 
 fn images(agent: &Agent) -> Vec<Value> {
-    serde_json::from_str::<Value>(&agent.ok(&["images", "-o", "json"])).expect("JSON").as_array().expect("a list").clone()
+    serde_json::from_str::<Value>(&agent.ok(&["images", "-o", "json"]))
+        .expect("JSON")
+        .as_array()
+        .expect("a list")
+        .clone()
 }
 
 fn pod(name: &str, image: &str, policy: Option<&str>) -> String {
@@ -57,7 +61,13 @@ fn images_come_by_tag_by_digest_through_an_index_and_in_zstd() {
 
     // An index with one entry for this machine and one for another.
     let raw = |reference: &str| {
-        run(&place, &format!("skopeo --insecure-policy inspect --raw --tls-verify=false docker://{}", registry.reference(reference)))
+        run(
+            &place,
+            &format!(
+                "skopeo --insecure-policy inspect --raw --tls-verify=false docker://{}",
+                registry.reference(reference)
+            ),
+        )
     };
     let size = raw("test/busybox:1").len();
     let machine = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };

@@ -103,7 +103,10 @@ fn an_agent_killed_at_any_moment_leaves_nothing_undone_and_nothing_behind() {
         agent = Agent::start(&place, &[]).unwrap_or_else(|error| panic!("round {round}, {delay:?}: {error:#}"));
     }
     let kept = agent.ready("kept");
-    assert_eq!(kept["status"]["containerStatuses"][0]["containerID"], original["status"]["containerStatuses"][0]["containerID"]);
+    assert_eq!(
+        kept["status"]["containerStatuses"][0]["containerID"],
+        original["status"]["containerStatuses"][0]["containerID"]
+    );
     assert_eq!((restarts(&kept), starts(&place, "kept")), (0, 1), "untouched all the time");
     agent.until("changes", "of the last version", |pod| {
         pod["metadata"]["annotations"]["version"] == version.to_string() && condition(pod, "Ready") == "True"
@@ -205,13 +208,14 @@ fn a_full_disk_is_named_and_survived() {
     let agent = agent(&place, &[]);
     agent.apply("first.json", &fixtures::pod("first", "exec sleep 1000"));
     agent.ready("first");
-    let filling = format!("dd if=/dev/zero of={root}/filling bs=64k 2>/dev/null; dd if=/dev/zero of={root}/more bs=1 count=65536 2>/dev/null; true");
+    let filling = format!(
+        "dd if=/dev/zero of={root}/filling bs=64k 2>/dev/null; dd if=/dev/zero of={root}/more bs=1 count=65536 2>/dev/null; true"
+    );
     run(&place, &filling);
     agent.apply("late.json", &fixtures::pod("late", "exec sleep 1000"));
     let begun = Instant::now();
-    let pod = agent.until("late", "told about the disk", |pod| {
-        pod["status"].to_string().to_lowercase().contains("no space left")
-    });
+    let pod = agent
+        .until("late", "told about the disk", |pod| pod["status"].to_string().to_lowercase().contains("no space left"));
     assert!(pod["status"].to_string().contains(&root), "the place is named: {:#}", pod["status"]);
     assert!(begun.elapsed() < Duration::from_secs(10));
     let refused = agent.cli(&["load", "--name", "nginx:1", &fixtures::nginx()]).expect("it runs");

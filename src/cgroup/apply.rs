@@ -7,7 +7,7 @@ use cgroups_rs::fs::{MaxValue, pid::PidController};
 use super::{
     Cgroups, Controller, Seat,
     error::CgroupError,
-    files::{is_absent, read, read_number, write, write_if_present},
+    files::{read, read_number, write, write_if_present},
     limits::{CpuLimits, CpuSet, DEFAULT_PERIOD_MICROS, HugePageLimit, huge_page_name, weight},
 };
 
@@ -198,7 +198,7 @@ pub(super) fn inherit_cpuset(directory: &Path) -> Result<(), CgroupError> {
             let Some(parent) = directory.parent() else { continue };
             match read(parent, file) {
                 Ok(value) => write(directory, file, &value)?,
-                Err(error) if is_absent(&error) => {}
+                Err(error) if error.is_absent() => {}
                 Err(error) => return Err(error),
             }
         }

@@ -127,6 +127,20 @@ pub enum CgroupError {
 impl CgroupError {
     /// How many process ids an error lists: enough to look at, few enough for one line.
     pub const PIDS_SHOWN: usize = 16;
+
+    /// Whether it is "no such file or directory", from whichever step.
+    pub fn is_absent(&self) -> bool {
+        match self {
+            CgroupError::Read { source, .. }
+            | CgroupError::Write { source, .. }
+            | CgroupError::Create { source, .. }
+            | CgroupError::Remove { source, .. } => {
+                // A control file opened before its cgroup was removed answers ENODEV.
+                source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ENODEV)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Bytes as in a manifest: `1Mi` where it is whole, otherwise the plain number.

@@ -19,7 +19,7 @@ pub fn write(directory: &Path, file: &str, value: &str) -> Result<(), CgroupErro
         .map_err(|source| CgroupError::Write { path, value: value.to_owned(), source })
 }
 
-/// As [`write`], but a file the kernel does not have is no mistake; whether it was there.
+/// As [`write()`], but a file the kernel does not have is no mistake; whether it was there.
 pub fn write_if_present(directory: &Path, file: &str, value: &str) -> Result<bool, CgroupError> {
     match write(directory, file, value) {
         Err(CgroupError::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -73,20 +73,6 @@ pub fn make_directory(path: &Path) -> Result<bool, CgroupError> {
     }
 }
 
-/// The error is "no such file or directory", from whichever step.
-pub fn is_absent(error: &CgroupError) -> bool {
-    match error {
-        CgroupError::Read { source, .. }
-        | CgroupError::Write { source, .. }
-        | CgroupError::Create { source, .. }
-        | CgroupError::Remove { source, .. } => {
-            // A control file opened before its cgroup was removed answers ENODEV.
-            source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ENODEV)
-        }
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,7 +88,7 @@ mod tests {
     fn an_optional_file_may_be_missing_and_is_not_made() {
         let directory = tempfile::tempdir().unwrap();
         assert!(!write_if_present(directory.path(), "memory.swap.max", "0").unwrap());
-        assert!(is_absent(&write(directory.path(), "memory.max", "0").unwrap_err()));
+        assert!(write(directory.path(), "memory.max", "0").unwrap_err().is_absent());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

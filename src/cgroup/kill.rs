@@ -17,7 +17,7 @@ use nix::{
 use super::{
     Cgroups, Controller,
     error::CgroupError,
-    files::{is_absent, keyed, read, write},
+    files::{keyed, read, write},
     path,
 };
 use crate::{api::qos::QosClass, sys::pidfd};
@@ -55,7 +55,7 @@ impl Cgroups {
         match self.kill_way() {
             KillWay::Kill => match write(&directory, "cgroup.kill", "1") {
                 Ok(()) => wait_empty(&directory, deadline, within),
-                Err(error) if is_absent(&error) => Ok(()),
+                Err(error) if error.is_absent() => Ok(()),
                 Err(error) => Err(error),
             },
             way => kill_by_signals(&directory, way, deadline, within),
@@ -194,7 +194,7 @@ pub(super) fn members(directory: &Path) -> Result<Vec<i32>, CgroupError> {
         match read(directory, "cgroup.procs") {
             // 0 stands for a process outside our PID namespace, which cannot be named.
             Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0)),
-            Err(error) if is_absent(&error) => {}
+            Err(error) if error.is_absent() => {}
             Err(error) => return Err(error),
         }
         Ok(())

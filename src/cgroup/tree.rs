@@ -7,7 +7,7 @@ use super::{
     apply::{Resources, inherit_cpuset},
     devices,
     error::CgroupError,
-    files::{is_absent, make_directory, write},
+    files::{make_directory, write},
     limits::{DeviceAccess, LeafLimits, MIN_SHARES, PodLimits, shares},
     path,
 };
@@ -65,7 +65,7 @@ impl Cgroups {
         let pod = path::pod(qos, uid);
         let fresh = match self.make_pod(&pod, limits) {
             // The tree is gone (or was never made): make it and try once more.
-            Err(error) if is_absent(&error) => {
+            Err(error) if error.is_absent() => {
                 self.ensure_tree()?;
                 self.make_pod(&pod, limits)?
             }

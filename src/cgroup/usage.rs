@@ -6,7 +6,7 @@ use super::{
     Cgroups, Controller, Seat,
     apply::UNLIMITED,
     error::CgroupError,
-    files::{is_absent, keyed, read, read_keyed, read_number},
+    files::{keyed, read, read_keyed, read_number},
     kill::visit,
     path,
 };
@@ -82,7 +82,7 @@ impl Cgroups {
                 usage.memory_limit = limit;
                 Ok(())
             }
-            Err(error) if is_absent(&error) => Ok(()),
+            Err(error) if CgroupError::is_absent(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -99,7 +99,7 @@ impl Cgroups {
         visit(tracking, &mut |directory| {
             match read(directory, file) {
                 Ok(text) => count += text.lines().count() as u64,
-                Err(error) if is_absent(&error) => {}
+                Err(error) if error.is_absent() => {}
                 Err(error) => return Err(error),
             }
             Ok(())
@@ -110,7 +110,7 @@ impl Cgroups {
 
 fn zero_if_absent(read: Result<u64, CgroupError>) -> Result<u64, CgroupError> {
     match read {
-        Err(error) if is_absent(&error) => Ok(0),
+        Err(error) if error.is_absent() => Ok(0),
         other => other,
     }
 }

@@ -20,6 +20,15 @@ pub enum Action {
     CreateSandbox,
     /// Connect the sandbox to the pod network.
     AttachNetwork,
+    /// Make directories, cgroup and launch record of an attempt. Needs no sandbox yet.
+    PrepareContainer {
+        /// Container.
+        container: String,
+        /// Attempt.
+        attempt: u32,
+        /// Generation of the sandbox it will run in.
+        generation: u32,
+    },
     /// Start an attempt.
     StartContainer {
         /// Container.
@@ -72,6 +81,7 @@ impl Action {
                 | Action::MountVolume(_)
                 | Action::CreateSandbox
                 | Action::AttachNetwork
+                | Action::PrepareContainer { .. }
                 | Action::StartContainer { .. }
         )
     }
@@ -85,6 +95,7 @@ impl Action {
     pub fn container(&self) -> Option<&str> {
         match self {
             Action::ResolveImage { container, .. }
+            | Action::PrepareContainer { container, .. }
             | Action::StartContainer { container, .. }
             | Action::StopContainer { container, .. }
             | Action::KillContainer { container, .. }

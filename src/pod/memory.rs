@@ -28,6 +28,8 @@ pub struct Memory {
     pub failures: Vec<Failure>,
     /// Stop signals sent: container to (attempt, when).
     pub stopping: BTreeMap<String, (u32, Timestamp)>,
+    /// SIGKILL sent: container to (attempt, when).
+    pub killed: BTreeMap<String, (u32, Timestamp)>,
     /// Crash-loop delays by container.
     pub crash_loop: BTreeMap<String, Backoff>,
     /// The status last published; keeps transition times.
@@ -79,13 +81,19 @@ impl Memory {
     pub fn begun(&mut self, action: &Action, crash_loop: &BackoffPolicy, now: Timestamp) {
         self.in_flight.insert(action.clone());
         match action {
-            // The delay before the next restart counts from the end of this run, but grows with each start.
-            Action::StartContainer { container, attempt } if *attempt > 0 => {
+            // The delay before the next restart counts from the end of this run, but grows with each start; one that
+            // is tried again after a failure has been counted.
+            Action::StartContainer { container, attempt }
+                if *attempt > 0 && self.failure_of(action).is_none_or(|failure| failure.action != *action) =>
+            {
                 let backoff = self.crash_loop.entry(container.clone()).or_default();
                 backoff.advance(crash_loop, now);
             }
             Action::StopContainer { container, attempt } => {
                 self.stopping.insert(container.clone(), (*attempt, now));
+            }
+            Action::KillContainer { container, attempt } => {
+                self.killed.insert(container.clone(), (*attempt, now));
             }
             _ => {}
         }
@@ -94,6 +102,9 @@ impl Memory {
     /// Notes that `action` is over.
     pub fn ended(&mut self, action: &Action, error: Option<(String, String)>, now: Timestamp) {
         self.in_flight.remove(action);
+        if let (Action::KillContainer { container, .. }, Some(_)) = (action, &error) {
+            self.killed.remove(container); // not sent: its own backoff counts
+        }
         let position = self.failures.iter().position(|failure| failure.action.same_subject(action));
         match (error, position) {
             (None, Some(position)) => {
@@ -127,7 +138,7 @@ impl Memory {
 fn retry_policy(action: &Action) -> &'static BackoffPolicy {
     match action {
         Action::ResolveImage { .. } => &super::backoff::IMAGE_PULL,
-        Action::StartContainer { .. } => &super::backoff::CREATE,
+        Action::PrepareContainer { .. } | Action::StartContainer { .. } => &super::backoff::CREATE,
         _ => &RETRY,
     }
 }

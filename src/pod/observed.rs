@@ -18,6 +18,8 @@ pub struct ObservedPod {
     pub volumes: BTreeSet<String>,
     /// Per container: the attempt an image was resolved for, and the image's id.
     pub images: BTreeMap<String, ResolvedImage>,
+    /// Per container: the attempt that was prepared last.
+    pub prepared: BTreeMap<String, Prepared>,
     /// Its supervisor.
     pub sandbox: Sandbox,
     /// Generation of the newest sandbox, from 1; 0 before the first.
@@ -34,6 +36,19 @@ impl ObservedPod {
     /// The newest attempt of a container.
     pub fn latest(&self, container: &str) -> Option<&Attempt> {
         self.containers.get(container).and_then(|attempts| attempts.last())
+    }
+
+    /// Generation of the sandbox in which the next attempt will run: the present one, or the one still to be made.
+    pub fn next_generation(&self) -> u32 {
+        match self.sandbox {
+            Sandbox::Running { .. } => self.generation,
+            Sandbox::Absent | Sandbox::Lost => self.generation + 1,
+        }
+    }
+
+    /// Whether that attempt was seen running and not seen to end.
+    pub fn runs(&self, container: &str, number: u32) -> bool {
+        self.running().any(|(name, attempt)| name == container && attempt.number == number)
     }
 
     /// Names of containers that run now.
@@ -105,6 +120,15 @@ pub struct ResolvedImage {
     pub id: String,
 }
 
+/// An attempt whose launch record is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prepared {
+    /// Attempt.
+    pub attempt: u32,
+    /// Generation of the sandbox it was prepared for.
+    pub generation: u32,
+}
+
 /// One attempt at a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
@@ -118,6 +142,13 @@ pub struct Attempt {
     pub image_id: String,
     /// Where it is.
     pub state: AttemptState,
+}
+
+impl Attempt {
+    /// It ended without a record.
+    pub fn is_unknown(&self) -> bool {
+        matches!(&self.state, AttemptState::Ended(ended) if ended.reason == Ended::UNKNOWN_REASON)
+    }
 }
 
 /// Where an attempt is.
@@ -155,12 +186,15 @@ impl Ended {
     /// What upstream reports for a container whose exit code is not known (never 0).
     pub const UNKNOWN_CODE: i32 = 137;
 
+    /// Upstream's reason for it.
+    pub const UNKNOWN_REASON: &str = "ContainerStatusUnknown";
+
     /// The record of an attempt that left none.
     pub fn unknown(started_at: Option<Timestamp>, noticed_at: Timestamp) -> Ended {
         Ended {
             exit_code: Ended::UNKNOWN_CODE,
             signal: None,
-            reason: "ContainerStatusUnknown".to_owned(),
+            reason: Ended::UNKNOWN_REASON.to_owned(),
             message:
                 "The container could not be located when the pod was terminated: its supervisor left no exit record"
                     .to_owned(),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     action::Action,
-    observed::{Attempt, AttemptState, Network, ObservedPod, ResolvedImage, Sandbox},
+    observed::{Attempt, AttemptState, Network, ObservedPod, Prepared, ResolvedImage, Sandbox},
 };
 
 /// The observation an action that succeeded returns with.
@@ -36,6 +36,7 @@ impl ObservedPod {
                 self.leftovers.cgroups = true;
                 self.leftovers.volumes = true;
             }
+            Action::PrepareContainer { .. } => self.leftovers.cgroups = true,
             Action::MountVolume(_) => self.leftovers.volumes = true,
             Action::AttachNetwork => self.leftovers.network = true,
             _ => {}
@@ -57,8 +58,13 @@ impl ObservedPod {
                 self.sandbox = Sandbox::Running { pid };
                 self.generation = generation;
             }
+            (Action::PrepareContainer { container, attempt, generation }, _) => {
+                self.prepared.insert(container.clone(), Prepared { attempt: *attempt, generation: *generation });
+            }
             (Action::AttachNetwork, _) => self.network = Network::Attached(self.network.addresses().to_vec()),
-            (Action::StartContainer { container, .. }, Outcome::Attempt(attempt)) => self.record(container, attempt),
+            (Action::StartContainer { container, .. }, Outcome::Attempt(attempt)) => {
+                self.record(container, attempt);
+            }
             (Action::RemoveAttempt { container, attempt }, _) => {
                 if let Some(attempts) = self.containers.get_mut(container) {
                     attempts.retain(|kept| kept.number != *attempt);
@@ -83,18 +89,21 @@ impl ObservedPod {
         }
     }
 
-    /// Notes what was seen of an attempt. A running report never replaces an end that was already seen.
-    pub fn record(&mut self, container: &str, attempt: Attempt) {
+    /// Notes what was seen of an attempt, and says whether that was news. Nothing replaces an end that was already seen.
+    pub fn record(&mut self, container: &str, attempt: Attempt) -> bool {
         let attempts = self.containers.entry(container.to_owned()).or_default();
         match attempts.iter_mut().find(|known| known.number == attempt.number) {
             Some(known) => {
-                if !matches!(known.state, AttemptState::Ended(_)) {
+                let news = !matches!(known.state, AttemptState::Ended(_)) && *known != attempt;
+                if news {
                     *known = attempt;
                 }
+                news
             }
             None => {
                 attempts.push(attempt);
                 attempts.sort_by_key(|attempt| attempt.number);
+                true
             }
         }
     }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::{
     api::core::v1::{Pod, PodStatus},
-    jiff::Timestamp,
+    jiff::{SignedDuration, Timestamp},
 };
 
 use super::{
@@ -12,9 +12,12 @@ use super::{
     backoff::BackoffPolicy,
     lifecycle::{self, Next},
     memory::{Memory, seconds},
-    observed::{Network, ObservedPod, Sandbox},
+    observed::{Network, ObservedPod, Prepared, Sandbox},
     status,
 };
+
+/// Before a container that SIGKILL has not ended (its process waits in the kernel) is sent another.
+const KILL_AGAIN: SignedDuration = SignedDuration::from_secs(10);
 
 /// What is to happen now.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -115,21 +118,31 @@ impl Planner<'_> {
         let network = matches!(self.observed.network, Network::Attached(_))
             || host_network && self.observed.network != Network::Absent;
         let volumes = volumes.iter().all(|volume| self.observed.volumes.contains(&volume.name));
+        // What the launch record says is known before the sandbox is there, so that the two are made side by side.
+        let preparable = volumes && self.observed.network != Network::Absent;
         for (container, next) in steps {
             match next {
-                Next::Start(attempt) => {
-                    let image = self.observed.images.get(&container.name);
-                    if image.is_none_or(|image| image.attempt != attempt) {
-                        self.act(Action::ResolveImage { container: container.name.clone(), attempt });
-                    } else if sandbox && network && volumes {
-                        self.act(Action::StartContainer { container: container.name.clone(), attempt });
-                    }
-                }
+                Next::Start(attempt) => self.start(&container.name, attempt, preparable, sandbox && network),
                 Next::StartAt(_, at) => self.wake(at),
                 Next::Keep | Next::Done | Next::Wait => {}
             }
         }
         self.remove_old_attempts();
+    }
+
+    /// The next step towards a running attempt.
+    fn start(&mut self, container: &str, attempt: u32, preparable: bool, startable: bool) {
+        let name = container.to_owned();
+        let generation = self.observed.next_generation();
+        if self.observed.images.get(container).is_none_or(|image| image.attempt != attempt) {
+            self.act(Action::ResolveImage { container: name, attempt });
+        } else if self.observed.prepared.get(container) != Some(&Prepared { attempt, generation }) {
+            if preparable {
+                self.act(Action::PrepareContainer { container: name, attempt, generation });
+            }
+        } else if startable {
+            self.act(Action::StartContainer { container: name, attempt });
+        }
     }
 
     /// The latest attempt and the one before it stay (for `lastState` and the previous log).
@@ -143,6 +156,7 @@ impl Planner<'_> {
 
     fn go_down(&mut self) {
         if self.memory.in_flight.iter().any(Action::builds) {
+            self.end_starts();
             return; // its end wakes us; taking down what is being built would race with it
         }
         if self.stop_containers() {
@@ -176,6 +190,31 @@ impl Planner<'_> {
         }
     }
 
+    /// A start that still hangs when the grace period is over is ended like a container that does not stop.
+    fn end_starts(&mut self) {
+        let memory = self.memory;
+        let Some(termination) = &memory.termination else { return };
+        let deadline = termination.since.saturating_add(seconds(termination.grace)).unwrap_or(Timestamp::MAX);
+        for action in &memory.in_flight {
+            let Action::StartContainer { container, attempt } = action else { continue };
+            if deadline <= self.now {
+                self.kill(container, *attempt);
+            } else {
+                self.wake(deadline);
+            }
+        }
+    }
+
+    fn kill(&mut self, container: &str, attempt: u32) {
+        let sent = self.memory.killed.get(container).filter(|(killed, _)| *killed == attempt);
+        let again = sent.map(|(_, at)| at.saturating_add(KILL_AGAIN).unwrap_or(Timestamp::MAX));
+        match again {
+            // Its end is an event. Without this a process that cannot die would keep the agent busy.
+            Some(again) if again > self.now => self.wake(again),
+            _ => self.act(Action::KillContainer { container: container.to_owned(), attempt }),
+        }
+    }
+
     /// Signals, then kills, what runs. True while something does.
     fn stop_containers(&mut self) -> bool {
         let grace = match &self.memory.termination {
@@ -187,14 +226,13 @@ impl Planner<'_> {
         for (container, attempt) in &running {
             let stopped_at =
                 self.memory.stopping.get(container).filter(|(stopped, _)| stopped == attempt).map(|(_, at)| *at);
-            let (container, attempt) = (container.clone(), *attempt);
             match stopped_at {
-                _ if grace <= 0 => self.act(Action::KillContainer { container, attempt }),
-                None => self.act(Action::StopContainer { container, attempt }),
+                _ if grace <= 0 => self.kill(container, *attempt),
+                None => self.act(Action::StopContainer { container: container.clone(), attempt: *attempt }),
                 Some(at) => {
                     let deadline = at.saturating_add(seconds(grace)).unwrap_or(Timestamp::MAX);
                     if deadline <= self.now {
-                        self.act(Action::KillContainer { container, attempt });
+                        self.kill(container, *attempt);
                     } else {
                         self.wake(deadline);
                     }

@@ -8,7 +8,7 @@ use k8s_openapi::{
 use super::{
     Action, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
     backoff::CRASH_LOOP,
-    observed::{Attempt, AttemptState, Ended, Leftovers, Network, ResolvedImage, Sandbox},
+    observed::{Attempt, AttemptState, Ended, Leftovers, Network, Prepared, ResolvedImage, Sandbox},
     plan::plan,
 };
 
@@ -29,7 +29,11 @@ fn container(name: &str) -> Container {
 }
 
 fn attempt(number: u32, state: AttemptState) -> Attempt {
-    Attempt { number, generation: 1, id: format!("{number:064x}"), image_id: "sha256:aa".to_owned(), state }
+    attempt_of(1, number, state)
+}
+
+fn attempt_of(generation: u32, number: u32, state: AttemptState) -> Attempt {
+    Attempt { number, generation, id: format!("{number:064x}"), image_id: "sha256:aa".to_owned(), state }
 }
 
 fn running(number: u32) -> Attempt {
@@ -73,16 +77,24 @@ fn healthy() -> Case {
     observed.record("init", ended(0, 0, 9));
     observed.record("app", running(0));
     observed.record("log", running(0));
+    let mut case =
+        Case { pod, observed, memory: Memory { start_time: Some(at(0)), ..Memory::default() }, now: at(100) };
     for name in ["init", "app", "log"] {
-        observed.images.insert(name.to_owned(), ResolvedImage { attempt: 0, id: "sha256:aa".to_owned() });
+        case.ready(name, 0);
     }
-    Case { pod, observed, memory: Memory { start_time: Some(at(0)), ..Memory::default() }, now: at(100) }
+    case
 }
-
 impl Case {
     fn plan(&self) -> Plan {
         let node = NodeView { host_ips: vec!["192.0.2.1".parse().expect("an address")], crash_loop: CRASH_LOOP };
         plan(&self.pod, &self.observed, &self.memory, &node, self.now)
+    }
+
+    /// An image was resolved and a launch record written.
+    fn ready(&mut self, container: &str, attempt: u32) {
+        let generation = self.observed.generation;
+        self.observed.images.insert(container.to_owned(), ResolvedImage { attempt, id: "sha256:aa".to_owned() });
+        self.observed.prepared.insert(container.to_owned(), Prepared { attempt, generation });
     }
 
     fn set(&mut self, container: &str, attempts: Vec<Attempt>) {
@@ -109,6 +121,10 @@ fn case(sentence: &str, change: impl FnOnce(&mut Case), actions: &[Action]) -> P
 
 fn start(container: &str, attempt: u32) -> Action {
     Action::StartContainer { container: container.to_owned(), attempt }
+}
+
+fn prepare(container: &str, attempt: u32, generation: u32) -> Action {
+    Action::PrepareContainer { container: container.to_owned(), attempt, generation }
 }
 
 fn resolve(container: &str, attempt: u32) -> Action {
@@ -160,16 +176,47 @@ fn a_new_pod_is_built_up_in_waves() {
     assert_eq!(case.plan().actions, [Action::CreateSandbox, Action::LeaseAddresses, resolve("init", 0)]);
     let lease = Outcome::Leased(vec!["10.85.0.2".parse().expect("an address")]);
     case.observed.apply(&Action::LeaseAddresses, lease);
-    case.observed.apply(&Action::CreateSandbox, Outcome::Sandbox { pid: 7, generation: 1 });
-    assert_eq!(case.plan().actions, [Action::AttachNetwork, resolve("init", 0)]);
-    case.observed.apply(&Action::AttachNetwork, Outcome::Done);
+    assert_eq!(case.plan().actions, [Action::CreateSandbox, resolve("init", 0)]);
     case.observed.apply(&resolve("init", 0), Outcome::Image("sha256:aa".to_owned()));
+    // The launch record names the sandbox that is being made.
+    assert_eq!(case.plan().actions, [Action::CreateSandbox, prepare("init", 0, 1)]);
+    case.observed.apply(&prepare("init", 0, 1), Outcome::Done);
+    case.observed.apply(&Action::CreateSandbox, Outcome::Sandbox { pid: 7, generation: 1 });
+    assert_eq!(case.plan().actions, [Action::AttachNetwork]);
+    case.observed.apply(&Action::AttachNetwork, Outcome::Done);
     assert_eq!(case.plan().actions, [start("init", 0)]);
     assert_eq!(waiting_reason(&case.plan().status, 0), "PodInitializing");
     case.observed.apply(&start("init", 0), Outcome::Attempt(running(0)));
     assert_eq!(case.plan().actions, []);
     case.observed.record("init", ended(0, 0, 20));
     assert_eq!(case.plan().actions, [resolve("app", 0), resolve("log", 0)]);
+}
+
+#[test]
+fn an_attempt_is_prepared_for_one_sandbox_and_once_all_it_says_is_known() {
+    let unprepared = |case: &mut Case| {
+        case.set("app", vec![]);
+        case.observed.prepared.remove("app");
+    };
+    case("before it is started", unprepared, &[prepare("app", 0, 1)]);
+    let addressless = |case: &mut Case| {
+        unprepared(case);
+        case.observed.network = Network::Absent;
+    };
+    case("not without addresses", addressless, &[Action::LeaseAddresses]);
+    let replaced = |case: &mut Case| {
+        case.set("app", vec![]);
+        case.observed.generation = 2;
+        case.set("init", vec![attempt_of(2, 1, ended(1, 0, 9).state)]);
+    };
+    case("again for another sandbox", replaced, &[prepare("app", 0, 2)]);
+    let failed = |case: &mut Case| {
+        unprepared(case);
+        let error = ("CreateContainerConfigError".to_owned(), "no such user".to_owned());
+        case.memory.ended(&prepare("app", 0, 1), Some(error), at(100));
+    };
+    let plan = case("later after a failure", failed, &[]);
+    assert_eq!(waiting_reason(&plan.status, 0), "CreateContainerConfigError");
 }
 
 #[test]
@@ -198,7 +245,7 @@ fn restart_policies() {
         move |case: &mut Case| {
             case.policy(policy);
             case.set("app", vec![ended(0, code, 50)]);
-            case.observed.images.insert("app".to_owned(), ResolvedImage { attempt: 1, id: "sha256:aa".to_owned() });
+            case.ready("app", 1);
         }
     };
     case("Always restarts after success", exit(0, "Always"), &[start("app", 1)]);
@@ -235,7 +282,7 @@ fn a_failed_init_container_keeps_the_others_waiting() {
             case.set("init", vec![ended(0, 1, 50)]);
             case.set("app", vec![]);
             case.set("log", vec![]);
-            case.observed.images.insert("init".to_owned(), ResolvedImage { attempt: 1, id: "sha256:aa".to_owned() });
+            case.ready("init", 1);
         }
     };
     let plan = case("it is tried again", failed("Always"), &[start("init", 1)]);
@@ -290,10 +337,17 @@ fn removal_signals_waits_for_the_grace_period_and_kills() {
 #[test]
 fn taking_down_waits_for_what_is_being_built() {
     let building = |case: &mut Case| {
-        case.memory.terminate(0, at(100));
+        case.memory.terminate(30, at(100));
         case.memory.in_flight.insert(start("app", 1));
     };
-    case("a start under way is let finish", building, &[]);
+    let plan = case("a start under way is let finish", building, &[]);
+    assert_eq!(plan.wake_at, Some(at(130)));
+    let late = |case: &mut Case| {
+        building(case);
+        case.now = at(130);
+    };
+    let killed = Action::KillContainer { container: "app".to_owned(), attempt: 1 };
+    case("but not longer than the grace period", late, &[killed]);
     let pulling = |case: &mut Case| {
         case.memory.terminate(0, at(100));
         case.memory.in_flight.insert(resolve("app", 1));

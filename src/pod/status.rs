@@ -115,8 +115,9 @@ impl View<'_> {
 
     fn failure(&self, container: &Container) -> Option<(String, String)> {
         let resolve = Action::ResolveImage { container: container.name.clone(), attempt: 0 };
+        let prepare = Action::PrepareContainer { container: container.name.clone(), attempt: 0, generation: 0 };
         let start = Action::StartContainer { container: container.name.clone(), attempt: 0 };
-        let failure = self.memory.failure_of(&resolve).or_else(|| self.memory.failure_of(&start))?;
+        let failure = [resolve, prepare, start].iter().find_map(|action| self.memory.failure_of(action))?;
         Some((failure.reason.clone(), failure.message.clone()))
     }
 

@@ -177,10 +177,13 @@ pub struct Started {
 /// Writes `sandbox.json`, makes the socket and starts the supervisor on both; blocks for a few milliseconds at most (two
 /// fsyncs). The caller must have made sure that no supervisor of this pod runs: the socket of an older one is replaced.
 ///
+/// Whoever looks finds the record before there is a process. Its directory is synced while the process starts: only a
+/// power cut could undo the record until then, and that would end the process, which has done nothing yet, as well.
+///
 /// # Errors
 /// The step that failed; no process is left behind.
 pub fn start(binary: &SealedBinary, directories: &PodDirs, spec: &SandboxSpec) -> Result<Started, SpawnError> {
-    durable::write_json(&directories.sandbox_file(), spec).map_err(SpawnError::Record)?;
+    durable::place_json(&directories.sandbox_file(), spec).map_err(SpawnError::Record)?;
     let run = &directories.run;
     DirBuilder::new().recursive(true).mode(0o700).create(run).map_err(path_error("create", run))?;
     let socket = directories.supervisor_socket();
@@ -209,7 +212,9 @@ pub fn start(binary: &SealedBinary, directories: &PodDirs, spec: &SandboxSpec) -
     // Dropped, and with it the process, if the record fails: no later agent would find it.
     let process = Fledgling(Some(pidfd));
     let identity = Identity::of(pid).map_err(path_error("look at", &Path::new("/proc").join(pid.to_string())))?;
-    durable::write_json(&directories.supervisor_file(), &identity).map_err(SpawnError::Record)?;
+    // Of this boot only, as the process is.
+    durable::write_json_until_reboot(&directories.supervisor_file(), &identity).map_err(SpawnError::Record)?;
+    durable::sync_parent(&directories.sandbox_file()).map_err(SpawnError::Record)?;
     Ok(Started { process, failure: spawned.failure, connection })
 }
 

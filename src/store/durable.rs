@@ -42,6 +42,12 @@ fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreE
 
 /// Writes `bytes` to `path` durably, mode 0600. The directory must exist.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    replace(path, bytes, true)?;
+    sync_parent(path)
+}
+
+/// A reader sees the old content or the new; what of it survives a power cut is the caller's business.
+fn replace(path: &Path, bytes: &[u8], synced: bool) -> Result<(), StoreError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
@@ -53,9 +59,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         .open(&temporary)
         .map_err(io_error("create", &temporary))?;
     file.write_all(bytes).map_err(io_error("write", &temporary))?;
-    file.sync_all().map_err(io_error("sync", &temporary))?;
-    fs::rename(&temporary, path).map_err(io_error("rename", &temporary))?;
-    sync_parent(path)
+    if synced {
+        file.sync_all().map_err(io_error("sync", &temporary))?;
+    }
+    fs::rename(&temporary, path).map_err(io_error("rename", &temporary))
 }
 
 /// Makes the directory entry of `path` durable.
@@ -67,8 +74,22 @@ pub fn sync_parent(path: &Path) -> Result<(), StoreError> {
 
 /// Writes `value` as JSON, durably.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
-    let bytes = serde_json::to_vec(value).map_err(|source| StoreError::Decode { path: path.to_owned(), source })?;
-    write(path, &bytes)
+    write(path, &encode(path, value)?)
+}
+
+/// Writes `value` as JSON so that every process sees it at once. After a power cut there may be the old content still,
+/// never half of the new, unless [`sync_parent`] has been called since.
+pub fn place_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
+    replace(path, &encode(path, value)?, true)
+}
+
+/// Writes `value` as JSON where nothing outlives a reboot: whole for every reader, and not synced at all.
+pub fn write_json_until_reboot(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
+    replace(path, &encode(path, value)?, false)
+}
+
+fn encode(path: &Path, value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(value).map_err(|source| StoreError::Decode { path: path.to_owned(), source })
 }
 
 /// Reads JSON; `None` when the file does not exist.

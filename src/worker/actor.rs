@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Pod, PodStatus},
+    jiff::Timestamp,
+};
 use tokio::{
     sync::{mpsc, watch},
     task::{Id, JoinError, JoinSet},
@@ -17,7 +20,11 @@ use super::{
     handle::Stage,
     host::{ActionError, Done, PodEvent, PodHost},
 };
-use crate::pod::{Action, Memory, NodeView, ObservedPod, observed::Sandbox, plan};
+use crate::pod::{
+    Action, Memory, NodeView, ObservedPod, Outcome,
+    observed::{Attempt, AttemptState, Ended, Sandbox},
+    plan,
+};
 
 /// What the manager wants of an actor. The newest value wins; termination is a latch inside the actor.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -70,7 +77,7 @@ impl Actor {
         let mut stages: Vec<Stage> = Vec::new();
         let mut manager_gone = false;
         loop {
-            let now = Timestamp::now();
+            let now = self.host.now();
             if let Some(grace) = self.wanted.borrow_and_update().terminate {
                 self.memory.terminate(grace, now);
             }
@@ -84,9 +91,8 @@ impl Actor {
             for action in plan.actions {
                 self.begin(action, now, &mut running, &mut tasks);
             }
-            let sleep = plan
-                .wake_at
-                .map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO));
+            let sleep =
+                plan.wake_at.map(|at| Duration::try_from(at.duration_since(self.host.now())).unwrap_or(Duration::ZERO));
             // Each arm is cancel-safe: `changed`, `recv` and `join_next` lose nothing when dropped, and the sleep
             // is computed anew from the plan.
             tokio::select! {
@@ -112,9 +118,10 @@ impl Actor {
         debug!(pod = self.name(), ?action, "begin");
         self.memory.begun(&action, &self.node.crash_loop, now);
         self.observed.begin(&action);
-        let work = self.host.clone().execute(self.pod.clone(), action.clone());
+        let (host, pod, work) = (self.host.clone(), self.pod.clone(), action.clone());
         let begun = self.seen.elapsed().as_micros() as u64;
-        let handle = running.spawn(async move { (begun, work.await) });
+        // Called in the task, so that nothing it does can harm this one.
+        let handle = running.spawn(async move { (begun, host.execute(pod, work).await) });
         tasks.insert(handle.id(), action);
     }
 
@@ -141,24 +148,34 @@ impl Actor {
                 stages.push(Stage { name: stage_name(&action), at: self.seen.elapsed().as_micros() as u64 });
                 // A pod that restarts for years keeps the story of its start, not of every restart.
                 stages.truncate(128);
-                self.memory.ended(&action, None, Timestamp::now());
-                self.observed.apply(&action, done.outcome);
+                self.memory.ended(&action, None, self.host.now());
+                match (&action, done.outcome) {
+                    (Action::StartContainer { container, .. }, Outcome::Attempt(attempt)) => {
+                        self.saw(container, attempt)
+                    }
+                    (_, outcome) => self.observed.apply(&action, outcome),
+                }
             }
             Err(error) => {
                 warn!(pod = self.name(), ?action, reason = error.reason, "{}", error.message);
-                self.memory.ended(&action, Some((error.reason, error.message)), Timestamp::now());
+                self.memory.ended(&action, Some((error.reason, error.message)), self.host.now());
             }
         }
     }
 
     fn happened(&mut self, event: PodEvent) {
         match event {
-            PodEvent::Ended { container, attempt } => {
-                info!(pod = self.name(), container, attempt = attempt.number, "container ended");
-                self.host.attempt_ended(&attempt);
-                self.observed.record(&container, attempt);
-            }
-            PodEvent::SandboxLost { generation } => {
+            PodEvent::Ended { container, attempt } => self.saw(&container, attempt),
+            PodEvent::SandboxLost { generation, ended } => {
+                // Together with the sandbox's end: nothing is started in it in between.
+                for (container, attempt) in ended {
+                    // One without a record that was never seen running was only prepared, or its start is still being
+                    // answered: it is made again in the next sandbox.
+                    if attempt.is_unknown() && !self.observed.runs(&container, attempt.number) {
+                        continue;
+                    }
+                    self.saw(&container, attempt);
+                }
                 // Expected when it was asked to go; StopSandbox observes that itself.
                 if matches!(self.observed.sandbox, Sandbox::Running { .. })
                     && self.observed.generation == generation
@@ -171,7 +188,17 @@ impl Actor {
         }
     }
 
-    fn publish(&mut self, status: k8s_openapi::api::core::v1::PodStatus, stages: &[Stage]) {
+    /// Notes what is known of an attempt. The same may be told more than once: only news count.
+    fn saw(&mut self, container: &str, attempt: Attempt) {
+        let news = self.observed.record(container, attempt.clone());
+        if let (true, AttemptState::Ended(ended)) = (news, &attempt.state) {
+            let Ended { exit_code, reason, .. } = ended;
+            info!(pod = self.name(), container, attempt = attempt.number, exit_code, reason, "container ended");
+            self.host.attempt_ended(&attempt);
+        }
+    }
+
+    fn publish(&mut self, status: PodStatus, stages: &[Stage]) {
         let changed = self.memory.status != status;
         self.memory.status = status;
         let known =
@@ -197,6 +224,7 @@ fn stage_name(action: &Action) -> String {
         Action::ResolveImage { container, .. } => format!("{container}/image"),
         Action::CreateSandbox => "sandbox".to_owned(),
         Action::AttachNetwork => "network".to_owned(),
+        Action::PrepareContainer { container, .. } => format!("{container}/prepared"),
         Action::StartContainer { container, .. } => format!("{container}/started"),
         Action::StopContainer { container, .. } => format!("{container}/stop"),
         Action::KillContainer { container, .. } => format!("{container}/kill"),

@@ -42,7 +42,7 @@ use crate::{
     store::{durable, layout::PodDirs},
     supervisor::{
         protocol::RunningContainer,
-        spec::{ExecSpec, SandboxSpec},
+        spec::{ExecSpec, LaunchSpec, SandboxSpec},
     },
     volume::{self, MountedVolume, VolumeContext},
 };
@@ -65,7 +65,16 @@ struct State {
     lease: Option<Lease>,
     volumes: BTreeMap<String, MountedVolume>,
     images: BTreeMap<String, Arc<Image>>,
+    launches: BTreeMap<String, Launch>,
     generation: u32,
+}
+
+/// What is kept of the launch record of a container's newest attempt.
+#[derive(Clone)]
+struct Launch {
+    generation: u32,
+    id: String,
+    image_id: String,
 }
 
 /// Runs work that may block on a thread that may wait.
@@ -306,14 +315,12 @@ impl Host {
     }
 
     async fn start_container(self: &Arc<Self>, name: &str, attempt: u32) -> Result<Done, ActionError> {
-        let begun = std::time::Instant::now();
         let supervisor = self.need_supervisor()?;
-        let (host, container) = (self.clone(), name.to_owned());
-        let (generation, id, image_id) = blocking(move || host.prepare_attempt(&container, attempt)).await?;
-        let prepared = begun.elapsed().as_micros() as u64;
+        let launch = self.state().launches.get(name).cloned().ok_or_else(|| ActionError {
+            reason: "CreateContainerError".to_owned(),
+            message: format!("no attempt of container {name} was prepared"),
+        })?;
         let directory = self.dirs.attempt(name, attempt);
-        let attempt =
-            |state| Attempt { number: attempt, generation, id: id.clone(), image_id: image_id.clone(), state };
         let started = match supervisor.start(&directory.dir).await {
             Ok(Ok(running)) => running,
             // The record is on disk in both cases; it is what counts.
@@ -328,29 +335,30 @@ impl Host {
             }
             Err(error) => return Err(ActionError::new("RunContainerError", &error)),
         };
-        let mut stages = vec![Stage { name: format!("{name}/prepared"), at: prepared }];
-        stages.extend(
-            started.stages.iter().map(|(stage, at)| Stage { name: format!("{name}/{stage}"), at: prepared + at }),
-        );
-        Ok(Done { outcome: Outcome::Attempt(attempt(running_state(&started))), stages })
+        let stage = |(stage, at): &(String, u64)| Stage { name: format!("{name}/{stage}"), at: *at };
+        let stages = started.stages.iter().map(stage).collect();
+        let Launch { generation, id, image_id } = launch;
+        let running = Attempt { number: attempt, generation, id, image_id, state: running_state(&started) };
+        Ok(Done { outcome: Outcome::Attempt(running), stages })
     }
 
-    /// Directories, cgroup and launch record of an attempt.
-    fn prepare_attempt(&self, name: &str, attempt: u32) -> Result<(u32, String, String), ActionError> {
+    /// Directories, cgroup and launch record of an attempt. The sandbox it is for may be in the making.
+    fn prepare_container(&self, name: &str, attempt: u32, generation: u32) -> Result<Done, ActionError> {
         const REASON: &str = "CreateContainerError";
         let container = self.container(name)?;
         let directory = self.dirs.attempt(name, attempt);
         let recorded = records::read(&directory).map_err(because(REASON))?;
-        let (generation, image, volumes) = {
-            let state = self.state();
-            (state.generation, state.images.get(name).cloned(), state.volumes.clone())
-        };
         if let Some(recorded) = recorded
             && recorded.launch.generation == generation
         {
             // Tried before, and the answer was lost: the same launch is joined.
-            return Ok((generation, recorded.launch.id, recorded.launch.image_id));
+            self.hold_launch(&recorded.launch);
+            return Ok(Done::new(Outcome::Done));
         }
+        let (image, volumes) = {
+            let state = self.state();
+            (state.images.get(name).cloned(), state.volumes.clone())
+        };
         let image = image.ok_or_else(|| ActionError {
             reason: REASON.to_owned(),
             message: format!("no image was resolved for container {name}"),
@@ -367,12 +375,19 @@ impl Host {
         let spec = self.shared.launch_spec(&self.record.pod, &self.dirs, self.qos, &input)?;
         attempt::prepare(&spec, &directory).map_err(because(REASON))?;
         durable::write_json(&directory.launch_file(), &spec).map_err(because(REASON))?;
-        Ok((generation, spec.id, spec.image_id))
+        self.hold_launch(&spec);
+        Ok(Done::new(Outcome::Done))
+    }
+
+    fn hold_launch(&self, spec: &LaunchSpec) {
+        let launch = Launch { generation: spec.generation, id: spec.id.clone(), image_id: spec.image_id.clone() };
+        self.state().launches.insert(spec.container.clone(), launch);
     }
 
     async fn stop_container(&self, name: &str, attempt: u32) -> Result<Done, ActionError> {
         let Some(supervisor) = self.supervisor() else { return Ok(Done::new(Outcome::Done)) };
-        let recorded = records::read(&self.dirs.attempt(name, attempt)).map_err(because("FailedKillPod"))?;
+        let directory = self.dirs.attempt(name, attempt);
+        let recorded = blocking(move || records::read(&directory).map_err(because("FailedKillPod"))).await?;
         let signal = recorded.map_or(libc::SIGTERM, |recorded| recorded.launch.stop_signal);
         match supervisor.signal(name, signal).await {
             Ok(()) | Err(ClientError::Gone) => Ok(Done::new(Outcome::Done)),
@@ -415,6 +430,9 @@ impl PodHost for Host {
                 Action::ResolveImage { container, .. } => self.resolve_image(&container).await,
                 Action::CreateSandbox => self.create_sandbox().await,
                 Action::AttachNetwork => blocking(move || host.attach_network()).await,
+                Action::PrepareContainer { container, attempt, generation } => {
+                    blocking(move || host.prepare_container(&container, attempt, generation)).await
+                }
                 Action::StartContainer { container, attempt } => self.start_container(&container, attempt).await,
                 Action::StopContainer { container, attempt } => self.stop_container(&container, attempt).await,
                 Action::KillContainer { container, .. } => self.kill_container(&container).await,
@@ -453,7 +471,7 @@ impl PodHost for Host {
             let internal = |error: ClientError| NodeError::Internal(ActionError::new("", &error).message);
             let mut exec = match supervisor.exec(spec, stdio).await.map_err(internal)? {
                 Ok(exec) => exec,
-                Err(error) => return Err(NodeError::Exec(error.message)),
+                Err(error) => return Err(NodeError::Exec(error.sentence())),
             };
             let terminal = exec.terminal.take();
             // Holds the supervisor's connection as long as somebody waits for the code.

@@ -2,7 +2,7 @@
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 
 use super::handle::{BoxFuture, ExecSession, NodeError, Stage, Usage};
 use crate::{
@@ -16,7 +16,12 @@ pub trait PodHost: Send + Sync + 'static {
     /// this pod alone.
     fn execute(self: Arc<Self>, pod: Arc<Pod>, action: Action) -> BoxFuture<'static, Result<Done, ActionError>>;
 
-    /// An attempt ended: the room to remove what only its processes needed (its cgroup).
+    /// The time. Tests have one of their own.
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    /// An attempt ended: the room to remove what only its processes needed (its cgroup). Called once for each.
     fn attempt_ended(&self, _attempt: &Attempt) {}
 
     /// Runs a command in a running container.
@@ -84,9 +89,11 @@ pub enum PodEvent {
         /// As it is now.
         attempt: Attempt,
     },
-    /// The supervisor is gone.
+    /// The supervisor is gone, and its containers with it.
     SandboxLost {
         /// Which of the pod's sandboxes it held.
         generation: u32,
+        /// The attempts of that sandbox, by container: each ended, by its record or in an unknown way.
+        ended: Vec<(String, Attempt)>,
     },
 }

@@ -123,10 +123,17 @@ impl Shared {
             seccomp: &seccomp_filter,
         })?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        spec.cgroup = self
-            .cgroups
-            .ensure_leaf(qos, uid, &spec.id, &leaf_limits(attempt.container, &self.limit_options()))
-            .map_err(|error| ActionError::new("CreateContainerError", &error))?;
+        let limits = leaf_limits(attempt.container, &self.limit_options());
+        let ensure_leaf = || self.cgroups.ensure_leaf(qos, uid, &spec.id, &limits);
+        let placement = match ensure_leaf() {
+            // The sandbox, whose making includes the pod's cgroup, is being made at the same time.
+            Err(error) if error.is_absent() => {
+                let limits = pod.spec.as_ref().map(|spec| self.pod_limits(spec)).unwrap_or_default();
+                self.cgroups.ensure_pod(qos, uid, &limits).and_then(|()| ensure_leaf())
+            }
+            made => made,
+        };
+        spec.cgroup = placement.map_err(|error| ActionError::new("CreateContainerError", &error))?;
         Ok(spec)
     }
 }

@@ -34,6 +34,11 @@ pub trait Hosts: Send + Sync + 'static {
     /// Whether the node takes a new pod, next to those it has.
     fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection>;
 
+    /// The time. Tests have one of their own.
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
     /// The pods there are now, after a change.
     fn changed(&self, _pods: &[&Pod]) {}
 }
@@ -84,12 +89,22 @@ pub struct Manager {
     tasks: JoinSet<String>,
     /// New generations already said to be waiting, so that it is said once.
     waiting: BTreeSet<String>,
+    /// UIDs of pods whose record cannot be used: nothing is done to them, or for them.
+    left_alone: BTreeSet<String>,
 }
 
 impl Manager {
     /// A manager without pods.
     pub fn new(hosts: Arc<dyn Hosts>, node: Arc<NodeView>, entries: Entries) -> Manager {
-        Manager { hosts, node, entries, running: BTreeMap::new(), tasks: JoinSet::new(), waiting: BTreeSet::new() }
+        Manager {
+            hosts,
+            node,
+            entries,
+            running: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            waiting: BTreeSet::new(),
+            left_alone: BTreeSet::new(),
+        }
     }
 
     /// Takes up a pod that was here before. It is not decided again whether the node runs it.
@@ -98,14 +113,19 @@ impl Manager {
         self.spawn(record, observed, memory, host, events, Instant::now());
     }
 
+    /// Keeps off a pod that was here before and whose record cannot be used. A source that wants it has to wait.
+    pub fn leave_alone(&mut self, uid: String) {
+        self.left_alone.insert(uid);
+    }
+
     /// UIDs of the pods there are.
     pub fn uids(&self) -> BTreeSet<String> {
         self.running.keys().cloned().collect()
     }
 
-    /// Whether no pod is left.
+    /// Whether no pod is left, not even one that is left alone.
     pub fn is_empty(&self) -> bool {
-        self.running.is_empty()
+        self.running.is_empty() && self.left_alone.is_empty()
     }
 
     /// Resolves when an actor has ended, with its pod gone; never while there is none.
@@ -152,6 +172,15 @@ impl Manager {
             if self.running.contains_key(uid) {
                 continue; // running, or still being removed: looked at again when it is gone
             }
+            if self.left_alone.contains(uid) {
+                if self.waiting.insert(uid.clone()) {
+                    warn!(
+                        pod = pod.full_name,
+                        uid, "the pod is not started: its record of an earlier start is unusable"
+                    );
+                }
+                continue;
+            }
             if self.running.values().any(|running| running.full_name == pod.full_name) {
                 if self.waiting.insert(uid.clone()) {
                     info!(pod = pod.full_name, uid, "a new generation waits for the old one to be gone");
@@ -175,7 +204,7 @@ impl Manager {
             pod: Arc::new(desired.pod.pod.clone()),
             source: desired.source,
             origin: desired.pod.origin.clone(),
-            start_time: Timestamp::now(),
+            start_time: self.hosts.now(),
         };
         let rejection = self.hosts.admit(&record.pod, &others).err();
         match &rejection {

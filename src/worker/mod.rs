@@ -2,17 +2,26 @@
 //! host.
 
 pub mod actor;
+#[cfg(test)]
+mod actor_tests;
 pub mod execute;
 pub mod handle;
 pub mod host;
 mod inputs;
 mod machine;
 pub mod manager;
+#[cfg(test)]
+mod manager_tests;
 pub mod node;
 pub mod record;
 pub mod records;
 mod recover;
+#[cfg(test)]
+mod recover_tests;
+mod ruleset;
 pub mod run;
 pub mod shared;
 mod teardown;
+#[cfg(test)]
+mod testing;
 mod watch;

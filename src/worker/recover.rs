@@ -1,6 +1,11 @@
 //! After a restart: what is there, from the ledger, the records and the supervisors that answer.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use berth_cni::Lease;
 use k8s_openapi::jiff::Timestamp;
@@ -12,7 +17,7 @@ use super::{
     host::PodHost,
     inputs::KILL,
     manager::{EVENTS, Recovered},
-    record::PodRecord,
+    record::{self, PodRecord},
     records,
     shared::Shared,
 };
@@ -23,39 +28,119 @@ use crate::{
         observed::{AttemptState, Leftovers, Network, Sandbox},
     },
     runtime::client::{ClientError, Supervisor},
-    store::durable::{self, StoreError},
-    supervisor::{protocol::Snapshot, spec::SandboxSpec},
+    store::{
+        durable::{self, StoreError},
+        layout::PodDirs,
+    },
+    supervisor::{
+        protocol::{RunningContainer, Snapshot},
+        spec::SandboxSpec,
+    },
     volume::remove,
 };
 
-/// The ledger's entries: readable ones, and directories whose entry cannot be used, with the reason.
-pub fn ledger(shared: &Shared) -> (Vec<PodRecord>, Vec<(PathBuf, Option<StoreError>)>) {
-    let (mut records, mut unusable) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(shared.config.layout.pods()).into_iter().flatten().flatten() {
-        let directory = entry.path();
-        match durable::read_json::<PodRecord>(&directory.join("pod.json")) {
-            Ok(Some(record)) => records.push(record),
-            // Made and not yet recorded, or emptied and not yet removed: nothing was done for it, or all undone.
-            Ok(None) => unusable.push((directory, None)),
-            Err(error) => unusable.push((directory, Some(error))),
-        }
+/// Why an entry of the ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EntryError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A newer agent wrote it.
+    #[error("{path} has version {found}; this program knows {}", record::VERSION)]
+    Newer {
+        /// The record.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// It is of another pod than its directory.
+    #[error("{path} is the record of pod {found:?}")]
+    Misplaced {
+        /// The record.
+        path: PathBuf,
+        /// UID in it.
+        found: String,
+    },
+}
+
+/// A pod that is neither taken up nor swept: what its record says may be all there is, for a person or a newer agent.
+#[derive(Debug)]
+pub struct LeftAlone {
+    /// UID, from the directory's name.
+    pub uid: String,
+    /// The pod's directory.
+    pub directory: PathBuf,
+    /// Why.
+    pub error: EntryError,
+}
+
+/// The ledger.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// Pods to take up.
+    pub records: Vec<PodRecord>,
+    /// Directories without a record: nothing was done for the pod yet, or everything has been undone.
+    pub half_made: Vec<PathBuf>,
+    /// Pods to keep off.
+    pub left_alone: Vec<LeftAlone>,
+}
+
+/// Reads the entries of the ledger in `directory`.
+///
+/// # Errors
+/// The directory cannot be listed. Nothing may be swept then, as nobody knows what is there.
+pub fn ledger(directory: &Path) -> io::Result<Ledger> {
+    let mut ledger = Ledger::default();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let (directory, uid) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let path = directory.join("pod.json");
+        let error = match durable::read_json::<PodRecord>(&path) {
+            Ok(Some(record)) if record.version > record::VERSION => EntryError::Newer { path, found: record.version },
+            Ok(Some(record)) if record.uid() != uid => EntryError::Misplaced { path, found: record.uid().to_owned() },
+            Ok(Some(record)) => {
+                ledger.records.push(record);
+                continue;
+            }
+            Ok(None) => {
+                ledger.half_made.push(directory);
+                continue;
+            }
+            Err(error) => error.into(),
+        };
+        ledger.left_alone.push(LeftAlone { uid, directory, error });
     }
-    (records, unusable)
+    Ok(ledger)
+}
+
+/// Keeps the addresses of a pod that is left alone: it may be running.
+pub fn keep_addresses(shared: &Shared, pod: &LeftAlone) {
+    let kept = durable::read_json::<Lease>(&pod.directory.join("network.json"));
+    match kept.map(|lease| lease.map(|lease| shared.network.adopt(&pod.uid, &lease))) {
+        Ok(None | Some(Ok(()))) => {}
+        Ok(Some(Err(error))) => warn!(uid = pod.uid, %error, "the addresses of a pod left alone cannot be kept"),
+        Err(error) => warn!(uid = pod.uid, %error, "the addresses of a pod left alone are not known"),
+    }
 }
 
 /// Finds out what there is of one pod, and takes it up.
 pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &BackoffPolicy) -> Recovered {
     let (sender, events) = mpsc::channel(EVENTS);
     let host = Arc::new(Host::new(shared.clone(), record.clone(), sender));
-    let mut observed = ObservedPod { dirs: true, ..ObservedPod::default() };
+    // What does not survive a reboot is made again.
+    let dirs =
+        [host.dirs.etc(), host.dirs.run.clone(), host.dirs.log.clone()].iter().all(|directory| directory.is_dir());
+    let mut observed = ObservedPod { dirs, ..ObservedPod::default() };
     let mut memory = Memory { start_time: Some(record.start_time), ..Memory::default() };
     let name = record.pod.metadata.name.clone().unwrap_or_default();
 
-    let sandbox: Option<SandboxSpec> = durable::read_json(&host.dirs.sandbox_file()).unwrap_or_else(|error| {
-        warn!(pod = name, %error, "the record of the sandbox is unreadable; what it holds will be killed");
-        None
-    });
-    observed.generation = sandbox.as_ref().map_or(0, |spec| spec.generation);
+    let sandbox = durable::read_json::<SandboxSpec>(&host.dirs.sandbox_file());
+    // Without the record, the newest that any attempt knows: a later sandbox must not be taken for an earlier one.
+    let known = || records::read_all(&host.dirs).into_iter().flatten().filter_map(|(_, recorded)| recorded);
+    observed.generation = match &sandbox {
+        Ok(Some(spec)) => spec.generation,
+        _ => known().map(|recorded| recorded.launch.generation).max().unwrap_or(0),
+    };
     host.set_generation(observed.generation);
     let lease: Option<Lease> = durable::read_json(&host.dirs.network_file()).unwrap_or_else(|error| {
         warn!(pod = name, %error, "the address record is unreadable; a new address will be leased");
@@ -70,8 +155,15 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
             Err(error) => warn!(pod = name, %error, "the leased address cannot be kept; a new one will be leased"),
         }
     }
-    let snapshot = connect(&host, &mut observed, sandbox.is_some(), &name).await;
-    attempts(&host, &mut observed, snapshot.as_ref(), &name);
+    let snapshot = match &sandbox {
+        Ok(spec) => connect(&host, &mut observed, spec.is_some(), &name).await,
+        Err(error) => {
+            warn!(pod = name, %error, "the record of the sandbox is unreadable; what it holds is killed");
+            observed.sandbox = Sandbox::Lost;
+            None
+        }
+    };
+    attempts(&host.dirs, &mut observed, snapshot.as_ref(), &name, &|container| host.falls_back_to_logs(container));
     for (container, attempts) in &observed.containers {
         if let Some(latest) = attempts.last() {
             let started = match &latest.state {
@@ -112,19 +204,24 @@ async fn connect(host: &Arc<Host>, observed: &mut ObservedPod, recorded: bool, n
         }
         Err(ClientError::NotRunning { .. }) if !recorded => None,
         Err(error) => {
-            if recorded {
-                info!(pod = name, %error, "the sandbox is gone; the pod is started again as its restart policy says");
-                observed.sandbox = Sandbox::Lost;
-            }
+            info!(pod = name, %error, "the sandbox is gone; the pod is started again as its restart policy says");
+            observed.sandbox = Sandbox::Lost;
             None
         }
     }
 }
 
 /// The attempts on disk, each as running (the supervisor says so), ended (its record says so), or ended in an
-/// unknown way. One that was prepared but never begun, which a living supervisor knows nothing of, is taken back.
-fn attempts(host: &Arc<Host>, observed: &mut ObservedPod, snapshot: Option<&Snapshot>, name: &str) {
-    for found in records::read_all(&host.dirs) {
+/// unknown way. One that a living supervisor does not speak of was prepared and perhaps asked for: it is not known
+/// yet, and starting it again joins it.
+pub(super) fn attempts(
+    dirs: &PodDirs,
+    observed: &mut ObservedPod,
+    snapshot: Option<&Snapshot>,
+    name: &str,
+    falls_back_to_logs: &dyn Fn(&str) -> bool,
+) {
+    for found in records::read_all(dirs) {
         let (directory, recorded) = match found {
             Ok((directory, Some(recorded))) => (directory, recorded),
             Ok((directory, None)) => {
@@ -138,15 +235,17 @@ fn attempts(host: &Arc<Host>, observed: &mut ObservedPod, snapshot: Option<&Snap
         };
         let launch = &recorded.launch;
         let running = snapshot.and_then(|snapshot| {
-            let same = |running: &&crate::supervisor::protocol::RunningContainer| {
+            let same = |running: &&RunningContainer| {
                 running.container == launch.container && running.attempt == launch.attempt
             };
             snapshot.running.iter().find(same)
         });
         let attempt = match (running, &recorded.exit) {
             (Some(running), _) => recorded.attempt(running_state(running)),
-            (None, Some(_)) => recorded.ended(&directory, host.falls_back_to_logs(&launch.container), Timestamp::now()),
-            (None, None) if snapshot.is_some() && launch.generation == observed.generation => {
+            (None, Some(_)) => recorded.ended(&directory, falls_back_to_logs(&launch.container), Timestamp::now()),
+            (None, None) if snapshot.is_some() && launch.generation == observed.generation => continue,
+            // Prepared for a sandbox that never came to be: nothing was begun in it.
+            (None, None) if launch.generation > observed.generation => {
                 remove_half_made(&directory.dir, name);
                 continue;
             }
@@ -156,15 +255,16 @@ fn attempts(host: &Arc<Host>, observed: &mut ObservedPod, snapshot: Option<&Snap
     }
 }
 
-fn remove_half_made(directory: &std::path::Path, name: &str) {
+fn remove_half_made(directory: &Path, name: &str) {
     if let Err(error) = remove::remove_tree(directory) {
         warn!(pod = name, %error, "a half-made attempt stays, ignoring");
     }
 }
 
 /// Removes what no record claims: cgroups with what runs in them, links, host ports, mounts and directories.
-pub fn sweep(shared: &Shared, records: &[PodRecord], unusable: Vec<(PathBuf, Option<StoreError>)>) {
-    let owners: std::collections::HashSet<String> = records.iter().map(|record| record.uid().to_owned()).collect();
+pub fn sweep(shared: &Shared, ledger: &Ledger) {
+    let records = ledger.records.iter().map(|record| record.uid().to_owned());
+    let owners: HashSet<String> = records.chain(ledger.left_alone.iter().map(|pod| pod.uid.clone())).collect();
     for (uid, qos) in shared.cgroups.list_pods().into_iter().filter(|(uid, _)| !owners.contains(uid)) {
         let killed = shared.cgroups.kill_pod(qos, &uid, KILL);
         match killed.and_then(|()| shared.cgroups.remove_pod(qos, &uid)) {
@@ -180,13 +280,8 @@ pub fn sweep(shared: &Shared, records: &[PodRecord], unusable: Vec<(PathBuf, Opt
         Ok(removed) => removed.into_iter().for_each(|what| info!(what, "swept")),
         Err(error) => warn!(%error, "sweep volumes"),
     }
-    for (directory, error) in unusable {
-        if let Some(error) = error {
-            // Not removed: it may be of a newer version, and its content is all there is.
-            warn!(directory = %directory.display(), %error, "a ledger entry cannot be read; its pod is left alone");
-            continue;
-        }
-        if let Err(error) = remove::remove_tree(&directory) {
+    for directory in &ledger.half_made {
+        if let Err(error) = remove::remove_tree(directory) {
             warn!(%error, "remove a half-made pod");
         }
     }

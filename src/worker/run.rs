@@ -14,9 +14,10 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use super::{
+    machine,
     manager::{Entries, Manager},
     node::RunningNode,
-    recover,
+    recover, ruleset,
     shared::{RealHosts, Shared},
 };
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
     cgroup::CgroupError,
     config::NodeConfig,
     image::ImageError,
+    obs::chain::Chain,
     pod::{NodeView, backoff::BackoffPolicy, desired},
     runtime::spawn::SpawnError,
     source::{
@@ -58,6 +60,9 @@ pub enum StartError {
     /// cgroups.
     #[error("find the cgroup hierarchies")]
     Cgroups(#[source] CgroupError),
+    /// The configuration does not want this machine.
+    #[error("failCgroupV1 is set and this machine has no unified cgroup hierarchy")]
+    CgroupV1,
     /// The image store.
     #[error("open the image store")]
     Images(#[source] ImageError),
@@ -81,6 +86,8 @@ pub struct Agent {
     manager: Manager,
     sources: Vec<Updates>,
     problems: watch::Sender<Vec<ManifestProblem>>,
+    /// Pods of the ledger that are left alone.
+    unreadable: Vec<ManifestProblem>,
     /// What the servers show.
     pub node: Arc<RunningNode>,
     /// Held as long as the agent lives.
@@ -122,6 +129,7 @@ impl Agent {
     /// record claims is removed. Pods that nobody wants any more stay until every source has been read once.
     pub async fn start(config: NodeConfig) -> Result<Agent, StartError> {
         let locks = [lock(&config.layout.root)?, lock(&config.layout.run)?];
+        machine::prepare_process(&config);
         for path in [config.layout.pods(), config.layout.run.join("pods"), config.layout.log.clone()] {
             let failed = |source| StartError::Directory { step: "create", path: path.clone(), source };
             fs::create_dir_all(&path).map_err(failed)?;
@@ -135,11 +143,28 @@ impl Agent {
         let hosts = Arc::new(RealHosts(shared.clone()));
         let mut manager = Manager::new(hosts, Arc::new(view), entries.clone());
 
-        let (records, unusable) = recover::ledger(&shared);
-        let recovering = records.iter().map(|record| recover::recover(shared.clone(), record.clone(), &crash_loop));
-        let recovered = join_all(recovering).await;
+        let pods = shared.config.layout.pods();
+        let ledger =
+            recover::ledger(&pods).map_err(|source| StartError::Directory { step: "list", path: pods, source })?;
+        let mut unreadable = Vec::new();
+        for pod in &ledger.left_alone {
+            let message = Chain(&pod.error).to_string();
+            warn!(uid = pod.uid, "a ledger entry cannot be used; its pod is left alone: {message}");
+            // Before anything else is given an address.
+            recover::keep_addresses(&shared, pod);
+            manager.leave_alone(pod.uid.clone());
+            unreadable.push(ManifestProblem {
+                source: format!("ledger:{}", pod.directory.display()),
+                document: None,
+                pod: None,
+                warning: false,
+                message: format!("the pod of this record is left alone: {message}"),
+            });
+        }
+        let records = ledger.records.iter().cloned();
+        let recovered = join_all(records.map(|record| recover::recover(shared.clone(), record, &crash_loop))).await;
         let sweeping = shared.clone();
-        let swept = tokio::task::spawn_blocking(move || recover::sweep(&sweeping, &records, unusable)).await;
+        let swept = tokio::task::spawn_blocking(move || recover::sweep(&sweeping, &ledger)).await;
         if let Err(error) = swept {
             warn!(%error, "the sweep ended abnormally, ignoring");
         }
@@ -148,9 +173,9 @@ impl Agent {
         }
 
         let (sources, file_source) = start_sources(&shared.config)?;
-        let (problems, readers) = watch::channel(Vec::new());
+        let (problems, readers) = watch::channel(unreadable.clone());
         let node = Arc::new(RunningNode { entries, problems: readers, layout: shared.config.layout.clone() });
-        Ok(Agent { shared, manager, sources, problems, node, _locks: locks, _file_source: file_source })
+        Ok(Agent { shared, manager, sources, problems, unreadable, node, _locks: locks, _file_source: file_source })
     }
 
     /// The image store, for the servers.
@@ -170,6 +195,7 @@ impl Agent {
                 }
             });
         }
+        let ruleset = tokio::spawn(ruleset::keep(self.shared.clone()));
         tokio::pin!(stop);
         loop {
             // Cancel-safe: a notification stays until it is taken, and `pod_gone` loses no actor when it is dropped.
@@ -180,6 +206,9 @@ impl Agent {
                 () = self.manager.pod_gone() => self.reconcile(),
             }
         }
+        // Before our own table is removed on purpose.
+        ruleset.abort();
+        let _ = ruleset.await;
         if self.manager.is_empty() {
             let shared = self.shared.clone();
             if let Err(error) = tokio::task::spawn_blocking(move || shared.tear_down()).await {
@@ -195,7 +224,8 @@ impl Agent {
         let latest: Vec<_> = self.sources.iter().map(|source| source.borrow().clone()).collect();
         let complete = latest.iter().all(Option::is_some);
         let updates: Vec<_> = latest.into_iter().flatten().collect();
-        let desired = desired::merge(&updates, &self.manager.uids());
+        let mut desired = desired::merge(&updates, &self.manager.uids());
+        desired.problems.extend(self.unreadable.iter().cloned());
         self.problems.send_if_modified(|problems| {
             let changed = *problems != desired.problems;
             if changed {

@@ -83,10 +83,16 @@ impl<'a> Podman<'a> {
     pub fn prepare(place: &'a Place, directory: &Path, material: &Material) -> Result<Podman<'a>> {
         let podman = Podman { place, directory: directory.join("podman") };
         fs::create_dir_all(&podman.directory)?;
-        // Limits below the hard ones: without CAP_SYS_RESOURCE they cannot be raised.
+        // Limits below the hard ones: without CAP_SYS_RESOURCE they cannot be raised. The network is podman's own
+        // default, with its files here.
         fs::write(
             podman.directory.join("containers.conf"),
-            "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n[engine]\nevents_logger = \"file\"\n",
+            format!(
+                "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=4096:4096\"]\n\
+                 [engine]\nevents_logger = \"file\"\n\
+                 [network]\nnetwork_backend = \"netavark\"\nnetwork_config_dir = \"{}\"\n",
+                podman.path("networks")
+            ),
         )?;
         fs::write(podman.directory.join("policy.json"), "{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}")?;
         let image =
@@ -96,6 +102,8 @@ impl<'a> Podman<'a> {
         let mut copy = place.command("/usr/bin/skopeo");
         let output = copy.args(["copy", "--quiet", "--policy", &policy, &source, &image]).output()?;
         ensure!(output.status.success(), "skopeo: {}", String::from_utf8_lossy(&output.stderr));
+        // The first one ever also makes the image of the pause container and the network.
+        podman.play("warm", 1)?;
         Ok(podman)
     }
 

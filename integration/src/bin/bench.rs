@@ -43,7 +43,8 @@ fn options() -> Result<Options> {
                 // SAFETY: this program has one thread as yet.
                 unsafe { std::env::set_var("BERTH", std::path::absolute(&value)?) };
             }
-            "--floor" => options.floor = value.into(),
+            // Absolute: a place of its own has another working directory.
+            "--floor" => options.floor = std::path::absolute(&value)?,
             "--output" => options.output = value.into(),
             "--rounds" => options.rounds = value.parse()?,
             "--podman-rounds" => options.podman_rounds = value.parse()?,

@@ -173,7 +173,7 @@ fn durable(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
-/// Directories of one pod in each hierarchy that is used: pod, its sandbox leaf, its container leaf.
+/// The directory `name` in each hierarchy that is used.
 fn cgroups(name: &str) -> Vec<PathBuf> {
     let hierarchies = ["memory", "cpu,cpuacct", "cpu", "cpuacct", "pids", "freezer", "devices", "unified"];
     let mut found: Vec<PathBuf> = hierarchies
@@ -339,7 +339,7 @@ fn once(rootfs: &str, bridge: u32, base: &Path, number: usize, outside: RawFd) -
     for record in ["pod.json", "network.json", "sandbox.json", "launch.json"] {
         durable(&work.join(record))?;
     }
-    let places = cgroups(&format!("berth-floor-{}-{number}", std::process::id()));
+    let places = cgroups(&format!("{}/{number}", parent()));
     for place in &places {
         for leaf in ["sandbox", "container"] {
             fs::create_dir_all(place.join(leaf)).with_context(|| format!("cgroup {}", place.display()))?;
@@ -395,17 +395,29 @@ fn once(rootfs: &str, bridge: u32, base: &Path, number: usize, outside: RawFd) -
     Ok((started - begun, now() - ending))
 }
 
+/// Above all pods, and with the kernel's weight: a pod's own small one must not stand against the machine's processes.
+fn parent() -> String {
+    format!("berth-floor-{}", std::process::id())
+}
+
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, rootfs, bridge, count] = arguments.as_slice() else { anyhow::bail!("usage: floor ROOTFS BRIDGE COUNT") };
     let bridge = index(bridge).with_context(|| format!("bridge {bridge}"))?;
     let base = tempfile::Builder::new().prefix("berth-floor-").tempdir()?;
     let outside = File::open("/proc/self/ns/net")?;
+    let parents = cgroups(&parent());
+    for parent in &parents {
+        fs::create_dir(parent).with_context(|| format!("cgroup {}", parent.display()))?;
+    }
     let (mut start, mut stop) = (Vec::new(), Vec::new());
     for number in 0..count.parse::<usize>().context("COUNT")? {
         let (up, down) = once(rootfs, bridge, base.path(), number, outside.as_raw_fd())?;
         start.push(up);
         stop.push(down);
+    }
+    for parent in &parents {
+        fs::remove_dir(parent).with_context(|| format!("remove cgroup {}", parent.display()))?;
     }
     println!("{}", serde_json::json!({ "start": start, "stop": stop }));
     Ok(())

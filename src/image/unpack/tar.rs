@@ -311,13 +311,12 @@ impl<R: Read> TarReader<R> {
             .remaining
             .checked_add(self.padding)
             .ok_or_else(|| UnpackError::Malformed("size of an entry".into()))?;
-        let content = self.remaining;
+        let data = self.remaining;
         (self.remaining, self.padding) = (0, 0);
         if length > 0 {
             let skipped = (self.skip)(&mut self.inner, length).map_err(read_error)?;
-            // umoci ends a layer right behind its last file, without padding or end marker, and other runtimes read
-            // that. Nothing of the content is missing, and the digest tells whether these are the bytes that were meant.
-            if skipped < content {
+            // Some builders (umoci) end a layer right after the data of its last file, and no reader minds.
+            if skipped < data {
                 return Err(UnpackError::Truncated);
             }
         }

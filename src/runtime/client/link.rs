@@ -265,7 +265,7 @@ async fn receive(socket: &AsyncFd<OwnedFd>) -> Result<(Message, Vec<OwnedFd>), C
 }
 
 /// Lets the runtime watch a descriptor of ours.
-pub(super) fn register(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn register(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     #[expect(deprecated, reason = "unsound for types that lie about their descriptor only: OwnedFd cannot")]
     AsyncFd::new(descriptor)
 }

@@ -4,7 +4,7 @@
 //! hangs costs its callers a deadline and nobody else anything.
 
 mod error;
-mod link;
+pub(crate) mod link;
 #[cfg(test)]
 mod tests;
 

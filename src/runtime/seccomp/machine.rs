@@ -10,6 +10,7 @@ pub enum Machine {
     /// x86_64, with 32-bit x86 and x32.
     X86_64,
     /// aarch64, with 32-bit arm.
+    #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, reason = "the native machine of other builds"))]
     Aarch64,
 }
 

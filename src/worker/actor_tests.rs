@@ -1,0 +1,299 @@
+//! One pod's loop with scripted hands and virtual time.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+    time::sleep,
+};
+
+use super::{
+    actor::{Actor, Report, Wanted},
+    host::PodEvent,
+    testing::{Clock, FakeHost, Step, ended, kill, node, pod, resolve, running, settle, start, stop},
+};
+use crate::pod::{Action, Memory, ObservedPod, Outcome, observed::Sandbox};
+
+struct Rig {
+    clock: Clock,
+    host: Arc<FakeHost>,
+    wanted: watch::Sender<Wanted>,
+    events: mpsc::Sender<PodEvent>,
+    reports: watch::Receiver<Option<Arc<Report>>>,
+    actor: JoinHandle<()>,
+}
+
+fn rig(script: impl FnOnce(&mut FakeHost)) -> Rig {
+    let clock = Clock::new();
+    let (events, happened) = mpsc::channel(8);
+    let mut host = FakeHost::new(clock, events.clone());
+    script(&mut host);
+    let host = Arc::new(host);
+    let (wanted, wishes) = watch::channel(Wanted::default());
+    let (sender, reports) = watch::channel(None);
+    let actor = Actor {
+        pod: Arc::new(pod("u1", "web")),
+        observed: ObservedPod::default(),
+        memory: Memory { start_time: Some(clock.now()), ..Memory::default() },
+        node: node(),
+        host: host.clone(),
+        wanted: wishes,
+        events: happened,
+        reports: sender,
+        seen: std::time::Instant::now(),
+    };
+    Rig { clock, host, wanted, events, reports, actor: tokio::spawn(actor.run()) }
+}
+
+impl Rig {
+    fn report(&self) -> Arc<Report> {
+        self.reports.borrow().clone().expect("a report")
+    }
+
+    fn phase(&self) -> String {
+        self.report().pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default()
+    }
+
+    /// Reason and message of the waiting container.
+    fn waiting(&self) -> (String, String) {
+        let report = self.report();
+        let statuses = report.pod.status.as_ref().and_then(|status| status.container_statuses.clone()).unwrap();
+        let waiting = statuses[0].state.clone().and_then(|state| state.waiting).expect("waiting");
+        (waiting.reason.unwrap_or_default(), waiting.message.unwrap_or_default())
+    }
+
+    fn terminate(&self, grace: i64) {
+        self.wanted.send_replace(Wanted { terminate: Some(grace) });
+    }
+
+    async fn exit(&self, attempt: u32, code: i32) {
+        let attempt = ended("app", attempt, self.report().observed.generation, code, self.clock.now());
+        self.events.send(PodEvent::Ended { container: "app".to_owned(), attempt }).await.unwrap();
+        settle().await;
+    }
+
+    async fn lose(&self, generation: u32, ended: Vec<(String, crate::pod::observed::Attempt)>) {
+        self.events.send(PodEvent::SandboxLost { generation, ended }).await.unwrap();
+        settle().await;
+    }
+
+    async fn gone(self) -> Vec<Action> {
+        tokio::time::timeout(Duration::from_secs(1000), self.actor).await.expect("the pod goes").unwrap();
+        self.host.actions()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_comes_up_stays_and_goes() {
+    let rig = rig(|_| {});
+    settle().await;
+    assert_eq!(rig.phase(), "Running");
+    let up = rig.host.actions();
+    assert_eq!(up[0], Action::EnsureDirs, "{up:?}");
+    assert_eq!(up.last(), Some(&start(0)), "{up:?}");
+    assert_eq!(up.len(), 7, "directories, addresses, image, sandbox, network, record, container: {up:?}");
+
+    rig.reports.borrow();
+    let mut reports = rig.reports.clone();
+    reports.mark_unchanged();
+    sleep(Duration::from_secs(86_400)).await;
+    assert_eq!(rig.host.actions().len(), up.len(), "a healthy pod is left in peace");
+    assert!(!reports.has_changed().unwrap(), "and there is nothing to tell");
+
+    rig.terminate(30);
+    let down = rig.gone().await.split_off(up.len());
+    assert_eq!(down[..2], [stop(0), Action::StopSandbox]);
+    assert_eq!(down[down.len() - 2..], [Action::ReleaseAddresses, Action::ForgetPod]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_that_panics_is_reported_and_tried_again() {
+    let rig = rig(|host| host.script(start(0), Step::Panic));
+    settle().await;
+    let (reason, message) = rig.waiting();
+    assert_eq!(reason, "InternalError");
+    assert!(message.contains("panic"), "{message}");
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(rig.phase(), "Running");
+    assert_eq!(rig.host.times(&start(0)), [0.0, 5.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_action_backs_off_and_succeeds_later() {
+    let rig = rig(|host| (0..4).for_each(|_| host.script(Action::AttachNetwork, Step::Fail("no bridge"))));
+    settle().await;
+    let (reason, message) = rig.waiting();
+    assert_eq!((reason.as_str(), message.as_str()), ("ContainerCreating", "Scripted: no bridge"));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(rig.phase(), "Running");
+    let times = rig.host.times(&Action::AttachNetwork);
+    let waits: Vec<f64> = times.windows(2).map(|pair| ((pair[1] - pair[0]) * 10.0).round() / 10.0).collect();
+    assert_eq!(waits, [0.5, 1.0, 2.0, 4.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn termination_waits_for_a_start_under_way() {
+    let release = Arc::new(Notify::new());
+    let rig = rig(|host| host.script(start(0), Step::Hold(release.clone())));
+    settle().await;
+    rig.terminate(30);
+    settle().await;
+    assert_eq!(rig.host.actions().last(), Some(&start(0)), "nothing is taken down under it");
+    release.notify_one();
+    let actions = rig.gone().await;
+    let position = |wanted: &Action| actions.iter().position(|action| action == wanted);
+    assert!(position(&start(0)) < position(&stop(0)), "{actions:?}");
+    assert!(!actions.contains(&kill(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_hangs_is_killed_after_the_grace_period() {
+    let release = Arc::new(Notify::new());
+    let rig = rig(|host| {
+        host.script(start(0), Step::Hold(release.clone()));
+        host.deaf = true;
+    });
+    settle().await;
+    rig.terminate(5);
+    sleep(Duration::from_secs(18)).await;
+    assert_eq!(rig.host.times(&kill(0)), [5.0, 15.0], "killed, and again in case it was too early");
+    assert!(!rig.host.actions().contains(&Action::StopSandbox));
+    drop(rig.actor);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_cannot_die_does_not_keep_the_agent_busy() {
+    let rig = rig(|host| host.deaf = true);
+    settle().await;
+    rig.terminate(2);
+    sleep(Duration::from_secs(40)).await;
+    assert_eq!(rig.host.times(&stop(0)).len(), 1);
+    assert_eq!(rig.host.times(&kill(0)), [2.0, 12.0, 22.0, 32.0]);
+    rig.exit(0, 137).await;
+    assert!(rig.gone().await.contains(&Action::ForgetPod));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_is_restarted_at_once_and_then_after_ten_seconds() {
+    let rig = rig(|_| {});
+    settle().await;
+    rig.exit(0, 1).await;
+    assert_eq!(rig.host.times(&start(1)), [0.0]);
+    rig.exit(1, 1).await;
+    assert_eq!(rig.waiting().0, "CrashLoopBackOff");
+    sleep(Duration::from_secs(11)).await;
+    assert_eq!(rig.host.times(&start(2)), [10.0]);
+    assert_eq!(rig.phase(), "Running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_is_tried_again_does_not_lengthen_the_crash_delay() {
+    let rig = rig(|host| (0..3).for_each(|_| host.script(start(1), Step::Fail("disk full"))));
+    settle().await;
+    rig.exit(0, 1).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(rig.host.times(&start(1)).len(), 4);
+    let before = rig.clock.passed().as_secs_f64();
+    rig.exit(1, 1).await;
+    sleep(Duration::from_secs(15)).await;
+    let restarted = rig.host.times(&start(2))[0];
+    assert!((restarted - before - 10.0).abs() < 0.1, "{restarted} after {before}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_told_twice_counts_once() {
+    let rig = rig(|_| {});
+    settle().await;
+    rig.exit(0, 1).await;
+    let mut reports = rig.reports.clone();
+    reports.mark_unchanged();
+    rig.exit(0, 1).await;
+    let again = ended("app", 0, 1, 1, rig.clock.now());
+    rig.events.send(PodEvent::Ended { container: "app".to_owned(), attempt: again }).await.unwrap();
+    settle().await;
+    assert_eq!(rig.host.told_ended(), [("app-0".to_owned(), 0)]);
+    assert!(!reports.has_changed().unwrap(), "nothing new was learnt");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_could_not_be_started_has_ended_too() {
+    let rig = rig(|host| {
+        let failed = ended("app", 0, 1, 128, host_time());
+        host.script(start(0), Step::Return(Outcome::Attempt(failed)));
+    });
+    settle().await;
+    assert_eq!(rig.host.told_ended(), [("app-0".to_owned(), 0)], "so that its cgroup is removed");
+    assert_eq!(rig.host.actions().last(), Some(&start(1)));
+}
+
+fn host_time() -> k8s_openapi::jiff::Timestamp {
+    Clock::new().now()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_sandbox_is_cleared_and_made_again() {
+    let rig = rig(|_| {});
+    settle().await;
+    let before = rig.host.actions().len();
+    let lost = vec![("app".to_owned(), ended("app", 0, 1, 137, rig.clock.now()))];
+    rig.lose(1, lost).await;
+    let again = rig.host.actions().split_off(before);
+    let expected = [
+        Action::StopSandbox,
+        Action::DetachNetwork,
+        resolve(1),
+        Action::PrepareContainer { container: "app".to_owned(), attempt: 1, generation: 2 },
+        Action::CreateSandbox,
+        Action::AttachNetwork,
+        start(1),
+    ];
+    for action in &expected {
+        assert_eq!(again.iter().filter(|begun| *begun == action).count(), 1, "{action:?} in {again:?}");
+    }
+    assert_eq!(again[0], Action::StopSandbox, "nothing is started in a sandbox that is gone: {again:?}");
+    assert_eq!(again.last(), Some(&start(1)));
+    assert_eq!(rig.report().observed.generation, 2);
+    assert_eq!(rig.phase(), "Running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_word_of_an_earlier_sandbox_is_ignored() {
+    let rig = rig(|_| {});
+    settle().await;
+    rig.lose(1, vec![("app".to_owned(), ended("app", 0, 1, 137, rig.clock.now()))]).await;
+    let before = rig.host.actions();
+    rig.lose(1, vec![("app".to_owned(), ended("app", 0, 1, 137, rig.clock.now()))]).await;
+    assert_eq!(rig.host.actions(), before);
+    assert_eq!(rig.report().observed.sandbox, Sandbox::Running { pid: 7 });
+    // A running container is not replaced by an older word of itself either.
+    let stale = running("app", 0, 1, rig.clock.now());
+    rig.events.send(PodEvent::Ended { container: "app".to_owned(), attempt: stale }).await.unwrap();
+    settle().await;
+    assert_eq!(rig.host.actions(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_sandbox_that_was_asked_to_go_is_no_loss() {
+    let release = Arc::new(Notify::new());
+    let rig = rig(|host| host.script(Action::StopSandbox, Step::Hold(release.clone())));
+    settle().await;
+    rig.terminate(30);
+    settle().await;
+    rig.lose(1, Vec::new()).await;
+    assert_eq!(rig.report().observed.sandbox, Sandbox::Running { pid: 7 }, "StopSandbox sees to it");
+    release.notify_one();
+    let actions = rig.gone().await;
+    assert_eq!(actions.iter().filter(|action| **action == Action::StopSandbox).count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_nobody_waits_for_does_not_hold_up_the_removal() {
+    let never = Arc::new(Notify::new());
+    let rig = rig(|host| host.script(resolve(0), Step::Hold(never)));
+    settle().await;
+    assert_eq!(rig.phase(), "Pending");
+    rig.terminate(30);
+    let actions = rig.gone().await;
+    assert_eq!(actions.last(), Some(&Action::ForgetPod));
+}
