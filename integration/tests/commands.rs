@@ -83,7 +83,7 @@ fn pods_and_containers_are_shown_as_they_are() {
     for one in array(&processes).iter().filter(|one| one["name"] != "init") {
         let pid = one["pid"].as_i64().expect("a process");
         let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).expect("it runs");
-        assert_eq!(command, "sleep\01000\0", "{one}");
+        assert_eq!(command, "sleep\x001000\0", "{one}");
     }
     let inspected = printed(&agent, &["inspect", "web"]);
     let comm = fs::read_to_string(format!("/proc/{}/stat", inspected["supervisor"])).expect("the supervisor runs");

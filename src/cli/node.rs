@@ -24,6 +24,7 @@ use crate::{
         chain::Chain,
         logging::{self, FILTER_VARIABLE},
     },
+    sys::process,
 };
 
 /// Runs the agent until it is told to stop.
@@ -38,6 +39,8 @@ pub fn run(directories: &Directories, args: &NodeArgs, runner: NodeRunner) -> Re
     if let Some(warning) = &loaded.warning {
         tracing::warn!("{warning}");
     }
+    // Work that blocks goes through many threads, one after the other; what each frees is for the next.
+    process::limit_heaps(2);
     // Two workers: nothing here computes for long, and what blocks has threads of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -35,6 +35,13 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether the content ends before it is complete: a record that was placed, and not synced when the power went.
+    pub fn is_incomplete(&self) -> bool {
+        matches!(self, StoreError::Decode { source, .. } if source.is_eof())
+    }
+}
+
 fn io_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Io { step, path, source }
@@ -46,8 +53,24 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     sync_parent(path)
 }
 
+/// A record that every process sees, whole, and that is not yet durable.
+#[derive(Debug)]
+#[must_use = "it is durable after `sync` only"]
+pub struct Placed {
+    file: File,
+    path: PathBuf,
+}
+
+impl Placed {
+    /// Makes it durable.
+    pub fn sync(self) -> Result<(), StoreError> {
+        self.file.sync_all().map_err(io_error("sync", &self.path))?;
+        sync_parent(&self.path)
+    }
+}
+
 /// A reader sees the old content or the new; what of it survives a power cut is the caller's business.
-fn replace(path: &Path, bytes: &[u8], synced: bool) -> Result<(), StoreError> {
+fn replace(path: &Path, bytes: &[u8], synced: bool) -> Result<File, StoreError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
@@ -62,7 +85,8 @@ fn replace(path: &Path, bytes: &[u8], synced: bool) -> Result<(), StoreError> {
     if synced {
         file.sync_all().map_err(io_error("sync", &temporary))?;
     }
-    fs::rename(&temporary, path).map_err(io_error("rename", &temporary))
+    fs::rename(&temporary, path).map_err(io_error("rename", &temporary))?;
+    Ok(file)
 }
 
 /// Makes the directory entry of `path` durable.
@@ -77,15 +101,18 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError>
     write(path, &encode(path, value)?)
 }
 
-/// Writes `value` as JSON so that every process sees it at once. After a power cut there may be the old content still,
-/// never half of the new, unless [`sync_parent`] has been called since.
-pub fn place_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
-    replace(path, &encode(path, value)?, true)
+/// Writes `value` as JSON so that every process sees it at once; [`Placed::sync`] then makes it durable, while other
+/// work goes on, and in one commit of the file system where [`write_json`] takes two.
+///
+/// After a power cut in between there may be a file that cannot be read. So this is for records whose reader takes that
+/// as none, and that nothing relies on before they are synced.
+pub fn place_json(path: &Path, value: &impl Serialize) -> Result<Placed, StoreError> {
+    Ok(Placed { file: replace(path, &encode(path, value)?, false)?, path: path.to_owned() })
 }
 
 /// Writes `value` as JSON where nothing outlives a reboot: whole for every reader, and not synced at all.
 pub fn write_json_until_reboot(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
-    replace(path, &encode(path, value)?, false)
+    replace(path, &encode(path, value)?, false).map(drop)
 }
 
 fn encode(path: &Path, value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
@@ -100,5 +127,36 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreErr
             .map_err(|source| StoreError::Decode { path: path.to_owned(), source }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(io_error("read", path)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placed_record_is_seen_at_once_and_replaces_nothing_by_half() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        let placed = place_json(&path, &[1, 2]).unwrap();
+        assert_eq!(read_json::<Vec<i32>>(&path).unwrap(), Some(vec![1, 2]));
+        placed.sync().unwrap();
+        write_json(&path, &[3]).unwrap();
+        assert_eq!(read_json::<Vec<i32>>(&path).unwrap(), Some(vec![3]));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_power_cut_leaves_is_told_from_what_is_wrong() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        let error = |content: &str| {
+            fs::write(&path, content).unwrap();
+            read_json::<Vec<i32>>(&path).unwrap_err()
+        };
+        assert!(error("").is_incomplete());
+        assert!(error("[1,").is_incomplete());
+        assert!(!error("{}").is_incomplete());
+        assert!(!error("nonsense").is_incomplete());
     }
 }

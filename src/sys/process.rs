@@ -131,7 +131,7 @@ pub fn exit_now(code: i32) -> ! {
 pub struct Program<'a> {
     /// The executable (a memfd will do).
     pub executable: BorrowedFd<'a>,
-    /// Its arguments, argv[0] first.
+    /// Its arguments, `argv[0]` first.
     pub arguments: &'a [CString],
     /// Its whole environment, `NAME=value`.
     pub environment: &'a [CString],
@@ -287,6 +287,16 @@ pub fn kill_group(group: i32, signal: i32) -> io::Result<()> {
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: integer arguments only.
     check(unsafe { libc::kill(pid as pid_t, signal) })
+}
+
+/// Bounds the heaps that the threads of this process share out among themselves (glibc: eight for each processor, each
+/// keeping what its threads have freed). To be called before the first thread is started.
+pub fn limit_heaps(count: u8) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator's under its own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, count.into())
+    };
 }
 
 /// Gives unused heap memory back to the kernel.

@@ -207,7 +207,9 @@ impl Host {
         const REASON: &str = "FailedCreatePodSandBox";
         if !self.host_network() {
             let lease = self.shared.network.lease(self.uid(), &[]).map_err(because(REASON))?;
-            durable::write_json(&self.dirs.network_file(), &lease).map_err(because(REASON))?;
+            // No address is used before this is durable, and a record that cannot be read is a new lease.
+            let placed = durable::place_json(&self.dirs.network_file(), &lease).map_err(because(REASON))?;
+            placed.sync().map_err(because(REASON))?;
             self.hold_lease(Some(lease));
         }
         let addresses = self.addresses();

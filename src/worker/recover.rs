@@ -134,7 +134,11 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
     let mut memory = Memory { start_time: Some(record.start_time), ..Memory::default() };
     let name = record.pod.metadata.name.clone().unwrap_or_default();
 
-    let sandbox = durable::read_json::<SandboxSpec>(&host.dirs.sandbox_file());
+    let sandbox = match durable::read_json::<SandboxSpec>(&host.dirs.sandbox_file()) {
+        // The machine went down before it was durable, and so before anything was begun in the sandbox.
+        Err(error) if error.is_incomplete() => Ok(None),
+        read => read,
+    };
     // Without the record, the newest that any attempt knows: a later sandbox must not be taken for an earlier one.
     let known = || records::read_all(&host.dirs).into_iter().flatten().filter_map(|(_, recorded)| recorded);
     observed.generation = match &sandbox {
@@ -163,7 +167,9 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
             None
         }
     };
-    attempts(&host.dirs, &mut observed, snapshot.as_ref(), &name, &|container| host.falls_back_to_logs(container));
+    let made = !matches!(sandbox, Ok(None));
+    let falls_back = |container: &str| host.falls_back_to_logs(container);
+    attempts(&host.dirs, &mut observed, snapshot.as_ref(), made, &name, &falls_back);
     for (container, attempts) in &observed.containers {
         if let Some(latest) = attempts.last() {
             let started = match &latest.state {
@@ -213,11 +219,12 @@ async fn connect(host: &Arc<Host>, observed: &mut ObservedPod, recorded: bool, n
 
 /// The attempts on disk, each as running (the supervisor says so), ended (its record says so), or ended in an
 /// unknown way. One that a living supervisor does not speak of was prepared and perhaps asked for: it is not known
-/// yet, and starting it again joins it.
+/// yet, and starting it again joins it. One prepared for a sandbox that was not `made` is taken back.
 pub(super) fn attempts(
     dirs: &PodDirs,
     observed: &mut ObservedPod,
     snapshot: Option<&Snapshot>,
+    made: bool,
     name: &str,
     falls_back_to_logs: &dyn Fn(&str) -> bool,
 ) {
@@ -245,7 +252,7 @@ pub(super) fn attempts(
             (None, Some(_)) => recorded.ended(&directory, falls_back_to_logs(&launch.container), Timestamp::now()),
             (None, None) if snapshot.is_some() && launch.generation == observed.generation => continue,
             // Prepared for a sandbox that never came to be: nothing was begun in it.
-            (None, None) if launch.generation > observed.generation => {
+            (None, None) if snapshot.is_none() && !made || launch.generation > observed.generation => {
                 remove_half_made(&directory.dir, name);
                 continue;
             }

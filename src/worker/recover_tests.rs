@@ -63,8 +63,12 @@ impl Place {
     }
 
     fn found(&self, generation: u32, snapshot: Option<&Snapshot>) -> ObservedPod {
+        self.found_with(generation, snapshot, true)
+    }
+
+    fn found_with(&self, generation: u32, snapshot: Option<&Snapshot>, made: bool) -> ObservedPod {
         let mut observed = ObservedPod { generation, ..ObservedPod::default() };
-        recover::attempts(&self.dirs, &mut observed, snapshot, "web", &|_| false);
+        recover::attempts(&self.dirs, &mut observed, snapshot, made, "web", &|_| false);
         observed
     }
 }
@@ -130,6 +134,18 @@ fn an_attempt_asked_for_just_before_is_left_for_the_start_to_join() {
     let observed = place.found(1, Some(&snapshot(&[])));
     assert!(observed.containers.is_empty(), "not known to have run");
     assert!(place.dirs.attempt("app", 0).launch_file().exists(), "the supervisor may be starting it now");
+}
+
+#[test]
+fn what_was_prepared_for_a_sandbox_that_was_not_made_is_taken_back() {
+    let place = place();
+    place.attempt("app", 0, 1, None);
+    let launch = place.dirs.attempt("app", 0).launch_file();
+    assert!(place.found_with(1, None, false).containers.is_empty(), "it was the first sandbox");
+    assert!(!launch.exists());
+    place.attempt("app", 0, 2, None);
+    assert!(place.found(1, None).containers.is_empty(), "it was to be the one after the last");
+    assert!(!launch.exists());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::join_all;
@@ -33,7 +33,11 @@ use crate::{
         file::{FileSource, FileSourceConfig, FileSourceError},
         http::{self, HttpSourceConfig, HttpSourceError},
     },
+    sys::process,
 };
+
+/// How long after the last change of the pods the memory that it took is given back.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -197,14 +201,28 @@ impl Agent {
         }
         let ruleset = tokio::spawn(ruleset::keep(self.shared.clone()));
         tokio::pin!(stop);
+        let mut tidy_at = None;
         loop {
-            // Cancel-safe: a notification stays until it is taken, and `pod_gone` loses no actor when it is dropped.
+            let tidying = async {
+                match tidy_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Cancel-safe: a notification stays until it is taken, `pod_gone` loses no actor when it is dropped, and the
+            // time to tidy stays what it is.
             tokio::select! {
                 biased;
                 () = &mut stop => break,
                 () = changed.notified() => self.reconcile(),
                 () = self.manager.pod_gone() => self.reconcile(),
+                () = tidying => {
+                    tidy_at = None;
+                    tokio::task::spawn_blocking(process::trim_heap);
+                    continue;
+                }
             }
+            tidy_at = Some(tokio::time::Instant::now() + SETTLED);
         }
         // Before our own table is removed on purpose.
         ruleset.abort();
