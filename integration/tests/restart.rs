@@ -108,8 +108,9 @@ fn an_agent_killed_at_any_moment_leaves_nothing_undone_and_nothing_behind() {
         original["status"]["containerStatuses"][0]["containerID"]
     );
     assert_eq!((restarts(&kept), starts(&place, "kept")), (0, 1), "untouched all the time");
+    let last = json!(version.to_string());
     agent.until("changes", "of the last version", |pod| {
-        pod["metadata"]["annotations"]["version"] == version.to_string() && condition(pod, "Ready") == "True"
+        pod["metadata"]["annotations"]["version"] == last && condition(pod, "Ready") == "True"
     });
     agent.gone("flickers");
     // Each of the pods that came and went is another one, started once each, or once more for each restart it shows.
