@@ -30,6 +30,20 @@ pub fn busybox() -> String {
     images().join("busybox").to_string_lossy().into_owned()
 }
 
+/// The nginx layout; assembled when it is first asked for, which takes a while.
+pub fn nginx() -> String {
+    static NGINX: OnceLock<()> = OnceLock::new();
+    NGINX.get_or_init(|| {
+        let out = images();
+        let lock = std::fs::File::create(out.join(".lock")).expect("a lock file");
+        lock.lock().expect("the lock");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("images.sh");
+        let status = Command::new(script).arg(out).arg("--nginx").status().expect("images.sh runs");
+        assert!(status.success(), "images.sh --nginx: {status}");
+    });
+    images().join("nginx").to_string_lossy().into_owned()
+}
+
 /// A pod with one busybox container that runs `script`.
 pub fn pod(name: &str, script: &str) -> String {
     serde_json::json!({

@@ -8,7 +8,9 @@ pub mod help;
 pub mod layout;
 pub mod leftovers;
 pub mod place;
+pub mod registry;
 pub mod scenario;
+pub mod terminal;
 
 pub use agent::Agent;
 pub use leftovers::Machine;

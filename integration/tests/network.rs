@@ -131,7 +131,7 @@ fn host_ports_answer_from_outside_from_the_host_and_from_the_pod_itself() {
     ask(&place, "127.0.0.1:15353", b"end");
     serving.join().expect("the UDP service ends");
     for pod in ["web", "other"] {
-        let answer = sh(&agent, pod, "wget -q -T 3 -O - http://192.0.2.1:18080/");
+        let answer = sh(&agent, pod, "wget -q -O - http://192.0.2.1:18080/");
         assert_eq!(answer, "web\n", "{pod} by the node's address");
     }
     assert!(get(&outside, "192.0.2.1:18081").is_none(), "a hostIP is not another address's");

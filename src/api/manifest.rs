@@ -38,7 +38,7 @@ pub enum ManifestError {
         /// Its size in bytes (at least).
         size: usize,
     },
-    /// More than [`MAX_DOCUMENTS`].
+    /// More than `MAX_DOCUMENTS`.
     #[error("the manifest has more than {MAX_DOCUMENTS} documents")]
     TooManyDocuments,
     /// Nothing but white space and comments.

@@ -19,7 +19,7 @@ pub fn write(directory: &Path, file: &str, value: &str) -> Result<(), CgroupErro
         .map_err(|source| CgroupError::Write { path, value: value.to_owned(), source })
 }
 
-/// As [`write`], but a file the kernel does not have is no mistake; whether it was there.
+/// As [`write()`], but a file the kernel does not have is no mistake; whether it was there.
 pub fn write_if_present(directory: &Path, file: &str, value: &str) -> Result<bool, CgroupError> {
     match write(directory, file, value) {
         Err(CgroupError::Write { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -269,7 +269,8 @@ mod tests {
         let text = table(&sections);
         let line = |field: &str| text.lines().find(|line| line.starts_with(field)).unwrap().to_owned();
         assert_eq!(line("maxPods").split_whitespace().collect::<Vec<_>>(), ["maxPods", "7", "--max-pods"]);
-        assert_eq!(line("syncFrequency").split_whitespace().collect::<Vec<_>>(), ["syncFrequency", "1m", "default"]);
+        let resync: Vec<String> = line("fileCheckFrequency").split_whitespace().map(str::to_owned).collect();
+        assert_eq!(resync, ["fileCheckFrequency", "20s", "default"]);
         let document = document(Section::Kubelet, &sections[0].1);
         assert_eq!(document["document"]["maxPods"], 7);
         assert_eq!(document["document"]["crashLoopBackOff"]["maxContainerRestartPeriod"], "5m");

@@ -19,10 +19,10 @@ pub fn print(text: &str) -> Result<(), Failed> {
     print_bytes(text.as_bytes())
 }
 
-/// As [`print`], for bytes.
+/// As [`print()`], for bytes.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_bytes(bytes: &[u8]) -> Result<(), Failed> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
@@ -34,7 +34,7 @@ pub fn print_bytes(bytes: &[u8]) -> Result<(), Failed> {
 /// Prints `value` as JSON or YAML, or else what `table` makes of it.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn show(output: Output, value: &impl Serialize, table: impl FnOnce(bool) -> String) -> Result<(), Failed> {
     match output {
         Output::Table => print(&table(false)),

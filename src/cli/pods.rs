@@ -200,7 +200,10 @@ fn description(view: &PodView, now: Timestamp) -> String {
         let mut stages = Columns::new(&["STAGE", "AT", "TOOK"]);
         let milliseconds = |microseconds: u64| format!("{:.3}ms", microseconds as f64 / 1000.0);
         let mut before = 0;
-        for stage in &view.stages {
+        // What runs at the same time is told of when it is done, not in the order of time.
+        let mut ordered: Vec<_> = view.stages.iter().collect();
+        ordered.sort_by_key(|stage| stage.at);
+        for stage in ordered {
             let took = stage.at.saturating_sub(before);
             stages.row([stage.name.clone(), milliseconds(stage.at), milliseconds(took)]);
             before = stage.at;

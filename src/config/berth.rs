@@ -4,7 +4,7 @@ use super::schema::{
     Field,
     Literal::{Bool as B, Integer as I, Text as T, Unset},
     Shape::{Bool, Integer, List, Object, Text},
-    idle, object, used, used_unless_zero,
+    idle, later, object, used, used_unless_zero,
 };
 
 /// `kind` of the document.
@@ -46,7 +46,7 @@ pub const FIELDS: &[Field] = &[
         ],
     ),
     used("registries", List(&Object(REGISTRY)), Unset),
-    used_unless_zero("registryAuthFile", Text, Unset),
+    later("registryAuthFile", Text, Unset),
     object("supervisor", &[used("oomScoreAdj", Integer(-1000, 1000), I(-998))]),
-    object("events", &[used_unless_zero("kept", Integer(0, 100_000), I(1000))]),
+    object("events", &[later("kept", Integer(0, 100_000), I(1000))]),
 ];

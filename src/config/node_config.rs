@@ -26,8 +26,6 @@ pub struct NodeConfig {
     pub file_check_frequency: Duration,
     /// How often the URL is asked.
     pub http_check_frequency: Duration,
-    /// How often a pod is looked at although nothing happened.
-    pub sync_frequency: Duration,
     /// Most pods at a time (the smaller of `maxPods` and `podsPerCore` times processors).
     pub max_pods: u32,
     /// pids.max of a pod; `None`: no limit.

@@ -158,7 +158,6 @@ pub(super) fn resolve(
         static_pod_url_headers: headers(kubelet_node),
         file_check_frequency: kubelet.duration("fileCheckFrequency"),
         http_check_frequency: kubelet.duration("httpCheckFrequency"),
-        sync_frequency: kubelet.duration("syncFrequency"),
         max_pods: if per_core == 0 { max_pods } else { max_pods.min(per_core) },
         pod_pids_limit: u64::try_from(kubelet.integer("podPidsLimit")).ok().filter(|limit| *limit > 0),
         cpu_cfs_quota: kubelet.bool("cpuCFSQuota"),

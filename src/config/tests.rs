@@ -50,7 +50,6 @@ fn nothing_written_means_upstreams_defaults() {
     assert_eq!(config.cgroup_root, PathBuf::from("/"));
     assert_eq!(config.pod_manifest_path, None);
     assert_eq!(config.file_check_frequency, Duration::from_secs(20));
-    assert_eq!(config.sync_frequency, Duration::from_secs(60));
     assert_eq!(config.max_pods, 110);
     assert_eq!(config.pod_pids_limit, None);
     assert!(config.cpu_cfs_quota);
@@ -74,7 +73,6 @@ fn a_generated_file_full_of_zeroes_means_defaults() {
     let config = loaded.config;
     assert_eq!(config.file_check_frequency, Duration::from_secs(20));
     assert_eq!(config.http_check_frequency, Duration::from_secs(20));
-    assert_eq!(config.sync_frequency, Duration::from_secs(60));
     assert_eq!(config.image_collection.minimum_age, Duration::from_secs(120));
     assert_eq!(config.cluster_dns, ["10.96.0.10".parse::<IpAddr>().unwrap()]);
     assert_eq!(config.cluster_domain, "cluster.local");
@@ -195,7 +193,7 @@ fn drop_ins_are_laid_over_the_file_by_name_and_flags_over_both() {
     let find = |path: &str| effective.iter().find(|leaf| leaf.path == path).unwrap();
     assert_eq!(find("maxPods").origin, Origin::Flag("--max-pods"));
     assert!(find("podPidsLimit").origin.to_string().ends_with("conf.d/10.conf:4"));
-    assert_eq!(find("syncFrequency").origin, Origin::Default);
+    assert_eq!(find("fileCheckFrequency").origin, Origin::Default);
     assert_eq!(find("featureGates").value.to_json().to_string(), r#"{"A":true,"B":true}"#);
     assert!(!find("featureGates").used);
     assert_eq!(find("resolvConf").value, Value::Text("/etc/resolv.conf".to_owned()), "a default of the machine");

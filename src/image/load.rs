@@ -45,7 +45,8 @@ impl ImageStore {
     /// Loads every image of an OCI layout (directory or tar) or docker-archive (`docker save`; also unpacked) at `path`;
     /// a tar may be compressed with gzip or zstd. `name` names the image instead of what the archive says, if it has one.
     ///
-    /// An image without any name is loaded too; it is known by its id.
+    /// An image without any name is loaded too; it is known by its id. Of the names of what is returned, those that it
+    /// was loaded by come first.
     pub async fn load(&self, path: &Path, name: Option<&str>) -> Result<Vec<Arc<Image>>, ImageError> {
         let name = name.map(ImageReference::parse).transpose()?;
         let (inner, path) = (Arc::clone(&self.inner), path.to_owned());
@@ -102,6 +103,7 @@ impl Inner {
             })
         });
         let layers = try_join_all(layers).await?;
+        let names: Vec<String> = found.names.iter().map(ToString::to_string).collect();
         let new = NewImage {
             id: found.id,
             names: found.names,
@@ -112,7 +114,10 @@ impl Inner {
             layers,
         };
         let inner = Arc::clone(self);
-        blocking(&archive.name, move || inner.add(new)).await
+        let mut image = Arc::unwrap_or_clone(blocking(&archive.name, move || inner.add(new)).await?);
+        // The same image may have been there under other names.
+        image.repo_tags.sort_by_key(|tag| !names.contains(tag));
+        Ok(Arc::new(image))
     }
 }
 

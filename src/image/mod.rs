@@ -1,6 +1,6 @@
 //! Images: from a registry, a layout or an archive into directories that overlayfs can mount.
 //!
-//! [`ImageStore`] is the whole interface. A pull resolves the reference ([`reference`]), asks the registry or its
+//! [`ImageStore`] is the whole interface. A pull resolves the reference ([`mod@reference`]), asks the registry or its
 //! mirrors, chooses the platform, and streams every layer that is not here through its digests into a directory of its
 //! own ([`unpack`]), which gets its final name when all of it is on disk. The image is recorded last.
 

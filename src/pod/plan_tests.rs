@@ -337,10 +337,17 @@ fn removal_signals_waits_for_the_grace_period_and_kills() {
 #[test]
 fn taking_down_waits_for_what_is_being_built() {
     let building = |case: &mut Case| {
-        case.memory.terminate(0, at(100));
+        case.memory.terminate(30, at(100));
         case.memory.in_flight.insert(start("app", 1));
     };
-    case("a start under way is let finish", building, &[]);
+    let plan = case("a start under way is let finish", building, &[]);
+    assert_eq!(plan.wake_at, Some(at(130)));
+    let late = |case: &mut Case| {
+        building(case);
+        case.now = at(130);
+    };
+    let killed = Action::KillContainer { container: "app".to_owned(), attempt: 1 };
+    case("but not longer than the grace period", late, &[killed]);
     let pulling = |case: &mut Case| {
         case.memory.terminate(0, at(100));
         case.memory.in_flight.insert(resolve("app", 1));

@@ -9,6 +9,7 @@ use crate::{
         manifest::{Decoded, decode_manifest},
         problem::ManifestProblem,
         static_pod::{Origin, static_pod},
+        unsupported::{Consequence, unsupported},
     },
     pod::desired::SourcedPod,
 };
@@ -61,6 +62,10 @@ impl Content {
                     continue;
                 }
             };
+            // What makes the node refuse a pod is told by its status.
+            for issue in unsupported(&pod).iter().filter(|issue| issue.consequence == Consequence::Warned) {
+                problem(true, issue.to_string());
+            }
             let document = document.unwrap_or_default();
             let new = SourcedPod { pod, origin: origin_name(origin), document };
             let same = |old: &&Arc<SourcedPod>| old.uid() == new.uid() && old.document == document;
@@ -112,6 +117,15 @@ mod tests {
         assert!(Arc::ptr_eq(&before.pods[0], &after.pods[0]));
         assert_ne!(before.pods[1].uid(), after.pods[1].uid());
         assert_eq!(names(&before), names(&after));
+    }
+
+    #[test]
+    fn a_field_that_is_not_honoured_and_not_needed_is_a_warning() {
+        let text = pod("a", "x:1").replace("spec: {", "spec: {imagePullSecrets: [{name: s}], hostUsers: false, ");
+        let content = read(&Content::default(), &text, 1);
+        let problem = &content.problems[0];
+        assert_eq!((content.pods.len(), content.problems.len(), content.unusable), (1, 1, false));
+        assert!(problem.warning && problem.message.starts_with("spec.imagePullSecrets: "), "{problem:?}");
     }
 
     #[test]

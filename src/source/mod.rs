@@ -1,4 +1,4 @@
-//! Where pods come from: manifests in a directory ([`file`]) and behind a URL ([`http`]).
+//! Where pods come from: manifests in a directory ([`mod@file`]) and behind a URL ([`http`]).
 //!
 //! A source publishes its whole set whenever it changes; the latest set is all that counts. Nothing is published before
 //! the source has been read once, which is how a restarted agent knows that "not wanted" is not merely "not read yet".

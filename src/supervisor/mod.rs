@@ -2,7 +2,7 @@
 //!
 //! It holds the pod's namespaces, is the parent of every container of the pod, writes their output to log files and
 //! records how they ended, so that none of this depends on the agent being alive. It is single-threaded and waits in one
-//! place ([`server`]); it knows nothing of Kubernetes ([`spec`]); what it is asked and answers is in [`protocol`].
+//! place (`server`); it knows nothing of Kubernetes ([`spec`]); what it is asked and answers is in [`protocol`].
 //!
 //! The order at the end of a container is the heart of it: reap, read the output to its end, read the OOM counter, sync
 //! the log, write `exit.json` durably, and only then tell. The file is the truth, the message a hint.
@@ -43,7 +43,7 @@ use crate::sys::{
     process, seqpacket, signal,
 };
 
-/// argv[0] of a supervisor: what `main` dispatches on.
+/// `argv[0]` of a supervisor: what `main` dispatches on.
 pub const PROGRAM: &str = "berth-sandbox";
 
 /// Name of the listening socket in the pod's run directory.

@@ -336,3 +336,12 @@ pub struct StartError {
     /// Kubernetes reason: `ContainerCannotRun`, `CreateContainerConfigError`, `CreateContainerError` or `StartError`.
     pub reason: String,
 }
+
+impl StartError {
+    /// One line that says by itself what failed and why. Failures of exec and what is refused in upstream's words name
+    /// their object anyway.
+    pub fn sentence(&self) -> String {
+        let is_complete = self.message.starts_with("exec") || (self.errno == 0 && self.reason != "StartError");
+        if is_complete { self.message.clone() } else { format!("{}: {}", self.step, self.message) }
+    }
+}

@@ -131,7 +131,7 @@ pub fn exit_now(code: i32) -> ! {
 pub struct Program<'a> {
     /// The executable (a memfd will do).
     pub executable: BorrowedFd<'a>,
-    /// Its arguments, argv[0] first.
+    /// Its arguments, `argv[0]` first.
     pub arguments: &'a [CString],
     /// Its whole environment, `NAME=value`.
     pub environment: &'a [CString],

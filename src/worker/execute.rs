@@ -473,7 +473,7 @@ impl PodHost for Host {
             let internal = |error: ClientError| NodeError::Internal(ActionError::new("", &error).message);
             let mut exec = match supervisor.exec(spec, stdio).await.map_err(internal)? {
                 Ok(exec) => exec,
-                Err(error) => return Err(NodeError::Exec(error.message)),
+                Err(error) => return Err(NodeError::Exec(error.sentence())),
             };
             let terminal = exec.terminal.take();
             // Holds the supervisor's connection as long as somebody waits for the code.

@@ -8,7 +8,14 @@ use std::{
 };
 
 use caps::CapSet;
-use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::statvfs::statvfs};
+use nix::{
+    ifaddrs::getifaddrs,
+    net::if_::InterfaceFlags,
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        statvfs::statvfs,
+    },
+};
 
 use crate::{
     api::{quantity::Quantity, resources::CPU, resources::EPHEMERAL_STORAGE, resources::MEMORY},
@@ -52,6 +59,23 @@ pub fn addresses(bridge: &str) -> Vec<IpAddr> {
         kept.push(IpAddr::from([127, 0, 0, 1]));
     }
     kept
+}
+
+/// Gives this process room for descriptors (each pod needs a few) and a place among the last to be killed. Either may
+/// need more than this process may do: it runs all the same then.
+pub fn prepare_process(config: &NodeConfig) {
+    let wanted = config.max_open_files;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| {
+        // The hard limit can be raised by those who may; within it everybody may move.
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted.max(hard))
+            .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard))
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", config.oom_score_adj.to_string()) {
+        tracing::warn!(%error, wanted = config.oom_score_adj, "oom_score_adj of the agent stays as it is");
+    }
 }
 
 /// Bytes of memory.

@@ -16,6 +16,8 @@ pub mod node;
 pub mod record;
 pub mod records;
 mod recover;
+#[cfg(test)]
+mod recover_tests;
 mod ruleset;
 pub mod run;
 pub mod shared;

@@ -99,7 +99,7 @@ fn ended(record: &ExitRecord, message: &str, now: Timestamp) -> Ended {
             exit_code: record.exit_code,
             signal: None,
             reason: error.reason.clone(),
-            message: error.message.clone(),
+            message: error.sentence(),
             started_at: timestamp(record.started_at),
             finished_at,
         };
@@ -176,13 +176,16 @@ mod tests {
         assert_eq!(ended(&record(3), "", now).reason, "Error");
         assert_eq!(ended(&ExitRecord { oom_killed: true, ..record(137) }, "", now).reason, "OOMKilled");
         let error = StartError {
-            step: "exec".to_owned(),
+            step: "mount proc on /proc".to_owned(),
             errno: 2,
             message: "no such file".to_owned(),
             reason: "StartError".to_owned(),
         };
         let failed = ended(&ExitRecord { start_error: Some(error), started_at: 0, ..record(128) }, "", now);
-        assert_eq!((failed.reason.as_str(), failed.message.as_str()), ("StartError", "no such file"));
+        assert_eq!(
+            (failed.reason.as_str(), failed.message.as_str()),
+            ("StartError", "mount proc on /proc: no such file")
+        );
         assert_eq!(failed.started_at, None);
     }
 

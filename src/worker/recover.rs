@@ -220,7 +220,7 @@ async fn connect(host: &Arc<Host>, observed: &mut ObservedPod, recorded: bool, n
 /// The attempts on disk, each as running (the supervisor says so), ended (its record says so), or ended in an
 /// unknown way. One that a living supervisor does not speak of was prepared and perhaps asked for: it is not known
 /// yet, and starting it again joins it. One prepared for a sandbox that was not `made` is taken back.
-fn attempts(
+pub(super) fn attempts(
     dirs: &PodDirs,
     observed: &mut ObservedPod,
     snapshot: Option<&Snapshot>,

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use super::{
+    machine,
     manager::{Entries, Manager},
     node::RunningNode,
     recover, ruleset,
@@ -63,6 +64,9 @@ pub enum StartError {
     /// cgroups.
     #[error("find the cgroup hierarchies")]
     Cgroups(#[source] CgroupError),
+    /// The configuration does not want this machine.
+    #[error("failCgroupV1 is set and this machine has no unified cgroup hierarchy")]
+    CgroupV1,
     /// The image store.
     #[error("open the image store")]
     Images(#[source] ImageError),
@@ -129,6 +133,7 @@ impl Agent {
     /// record claims is removed. Pods that nobody wants any more stay until every source has been read once.
     pub async fn start(config: NodeConfig) -> Result<Agent, StartError> {
         let locks = [lock(&config.layout.root)?, lock(&config.layout.run)?];
+        machine::prepare_process(&config);
         for path in [config.layout.pods(), config.layout.run.join("pods"), config.layout.log.clone()] {
             let failed = |source| StartError::Directory { step: "create", path: path.clone(), source };
             fs::create_dir_all(&path).map_err(failed)?;

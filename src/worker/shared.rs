@@ -94,6 +94,9 @@ impl Shared {
     /// Opens the stores and looks at the machine; changes nothing of it.
     pub async fn open(config: NodeConfig) -> Result<Shared, StartError> {
         let cgroups = Cgroups::detect(&config.cgroup_root).map_err(StartError::Cgroups)?;
+        if config.fail_cgroup_v1 && cgroups.layout() != Layout::Unified {
+            return Err(StartError::CgroupV1);
+        }
         let images =
             ImageStore::open(&config.layout.images(), image_config(&config)).await.map_err(StartError::Images)?;
         let network =

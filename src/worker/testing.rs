@@ -19,10 +19,15 @@ use super::{
     handle::BoxFuture,
     host::{ActionError, Done, PodEvent, PodHost},
 };
-use crate::pod::{
-    Action, NodeView, Outcome,
-    backoff::CRASH_LOOP,
-    observed::{Attempt, AttemptState, Ended},
+use crate::{
+    pod::{
+        Action, NodeView, Outcome,
+        backoff::CRASH_LOOP,
+        observed::{Attempt, AttemptState, Ended},
+    },
+    supervisor::spec::{
+        CgroupPlacement, ExitRecord, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, UserSpec, VERSION,
+    },
 };
 
 /// Virtual time.
@@ -218,4 +223,59 @@ pub fn kill(attempt: u32) -> Action {
 
 pub fn resolve(attempt: u32) -> Action {
     Action::ResolveImage { container: "app".to_owned(), attempt }
+}
+
+/// A launch record with nothing of interest in it.
+pub fn launch(container: &str, attempt: u32, generation: u32) -> LaunchSpec {
+    LaunchSpec {
+        version: VERSION,
+        generation,
+        pod_uid: "u1".to_owned(),
+        container: container.to_owned(),
+        attempt,
+        id: format!("{container}-{attempt}"),
+        image: "busybox:1".to_owned(),
+        image_id: "sha256:aa".to_owned(),
+        args: vec!["true".to_owned()],
+        env: Vec::new(),
+        cwd: "/".into(),
+        rootfs: RootfsSpec {
+            lower: Vec::new(),
+            upper: "/upper".into(),
+            work: "/work".into(),
+            target: "/rootfs".into(),
+            readonly: false,
+        },
+        mounts: Vec::new(),
+        masked_paths: Vec::new(),
+        readonly_paths: Vec::new(),
+        devices: Vec::new(),
+        all_devices: false,
+        user: UserSpec::default(),
+        capabilities: 0,
+        no_new_privs: false,
+        seccomp: Vec::new(),
+        rlimits: Vec::new(),
+        oom_score_adj: 0,
+        cgroup: CgroupPlacement::default(),
+        pid: PidMode::Container,
+        new_cgroup_ns: false,
+        stdio: StdioSpec::default(),
+        log: LogSpec { path: "/log".into(), max_size: 0, max_files: 2 },
+        stop_signal: libc::SIGTERM,
+    }
+}
+
+/// The record of an end.
+pub fn exit_record(exit_code: i32) -> ExitRecord {
+    ExitRecord {
+        version: VERSION,
+        id: String::new(),
+        exit_code,
+        signal: None,
+        oom_killed: false,
+        started_at: 1_000_000_000,
+        finished_at: 2_000_000_000,
+        start_error: None,
+    }
 }

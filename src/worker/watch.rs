@@ -89,7 +89,7 @@ async fn of_sandbox(host: &Arc<Host>, generation: u32, recorded: bool) -> Vec<(S
 
 /// The attempts of one sandbox, each as ended; only those whose end is on `recorded` if that is asked for. A later
 /// sandbox of the same pod may be at work already when the end of this one is noticed.
-fn attempts(
+pub(super) fn attempts(
     dirs: &PodDirs,
     generation: u32,
     recorded: bool,

@@ -1,4 +1,6 @@
 //! The one unprivileged integration binary: what holds for the whole tree.
 
 mod architecture;
+mod command_line;
 mod licences;
+mod support;

@@ -1,0 +1,110 @@
+//! docs/support.md says what is refused: every field the code refuses or warns about has to be there.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use berth::api::unsupported::unsupported;
+use serde_json::{Value, json};
+
+/// A pod in which everything is set that berth does not honour. What cannot be set together is in a second one.
+fn pods() -> Vec<Value> {
+    let probe = json!({"exec": {"command": ["true"]}});
+    let container = json!({
+        "name": "app",
+        "env": [
+            {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
+            {"name": "B", "valueFrom": {"secretKeyRef": {"name": "c", "key": "k"}}},
+            {"name": "C", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "p", "key": "k"}}},
+        ],
+        "envFrom": [{"configMapRef": {"name": "c"}}, {"secretRef": {"name": "c"}}],
+        "lifecycle": {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"exec": {"command": ["true"]}}},
+        "livenessProbe": probe, "readinessProbe": probe, "startupProbe": probe,
+        "resources": {
+            "claims": [{"name": "x"}],
+            "limits": {"ephemeral-storage": "1Gi", "example.com/device": "1"},
+            "requests": {"example.com/other": "1"},
+        },
+        "restartPolicy": "Always",
+        "restartPolicyRules": [{"action": "Restart"}],
+        "securityContext": {
+            "appArmorProfile": {"type": "RuntimeDefault"}, "procMount": "Unmasked",
+            "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
+        },
+        "volumeDevices": [{"name": "x", "devicePath": "/dev/x"}],
+    });
+    let kinds = [
+        "awsElasticBlockStore",
+        "azureDisk",
+        "azureFile",
+        "cephfs",
+        "cinder",
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "ephemeral",
+        "fc",
+        "flexVolume",
+        "flocker",
+        "gcePersistentDisk",
+        "gitRepo",
+        "glusterfs",
+        "image",
+        "iscsi",
+        "nfs",
+        "persistentVolumeClaim",
+        "photonPersistentDisk",
+        "portworxVolume",
+        "projected",
+        "quobyte",
+        "rbd",
+        "scaleIO",
+        "secret",
+        "storageos",
+        "vsphereVolume",
+    ];
+    let mut volumes: Vec<Value> = kinds.iter().map(|kind| json!({"name": "v", *kind: {}})).collect();
+    volumes.push(json!({"name": "v", "emptyDir": {"medium": "HugePages"}}));
+    volumes.push(json!({"name": "v", "emptyDir": {"sizeLimit": "1Gi"}}));
+    vec![json!({
+        "metadata": {"name": "p", "annotations": {"container.apparmor.security.beta.kubernetes.io/app": "x"}},
+        "spec": {
+            "containers": [container],
+            "ephemeralContainers": [{"name": "debug"}],
+            "hostUsers": false, "hostnameOverride": "x", "imagePullSecrets": [{"name": "x"}],
+            "os": {"name": "windows"}, "readinessGates": [{"conditionType": "x"}],
+            "resourceClaims": [{"name": "x"}], "resources": {"limits": {"cpu": "1"}}, "runtimeClassName": "x",
+            "securityContext": {
+                "appArmorProfile": {"type": "RuntimeDefault"}, "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
+            },
+            "volumes": volumes,
+        },
+    })]
+}
+
+/// A path as the documentation has it: without `spec.`, without what stands in brackets.
+fn documented(field: &str) -> String {
+    let mut plain = String::new();
+    let mut depth = 0;
+    for character in field.chars() {
+        match character {
+            '[' => depth += 1,
+            ']' => depth -= 1,
+            _ if depth == 0 => plain.push(character),
+            _ => {}
+        }
+    }
+    plain.trim_start_matches("spec.").to_owned()
+}
+
+#[test]
+fn what_the_code_does_not_honour_is_in_the_documentation() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/support.md");
+    let text = fs::read_to_string(path).expect("docs/support.md");
+    let mut fields = BTreeSet::new();
+    for pod in pods() {
+        let pod = serde_json::from_value(pod).expect("a pod");
+        fields.extend(unsupported(&pod).iter().map(|issue| documented(&issue.field)));
+    }
+    assert!(fields.len() > 60, "only {}: {fields:?}", fields.len());
+    let missing: Vec<&String> = fields.iter().filter(|field| !text.contains(&format!("`{field}`"))).collect();
+    assert!(missing.is_empty(), "not in docs/support.md: {missing:?}");
+}
