@@ -43,6 +43,16 @@ impl Layout {
         self.entry(path, tar::EntryType::Symlink, 0o777, destination, b"")
     }
 
+    /// Adds a hard link.
+    pub fn hard_link(self, path: &str, destination: &str) -> Layout {
+        self.entry(path, tar::EntryType::Link, 0o644, destination, b"")
+    }
+
+    /// Adds a named pipe.
+    pub fn pipe(self, path: &str) -> Layout {
+        self.entry(path, tar::EntryType::Fifo, 0o644, "", b"")
+    }
+
     fn entry(mut self, path: &str, kind: tar::EntryType, mode: u32, destination: &str, content: &[u8]) -> Layout {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);

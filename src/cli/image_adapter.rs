@@ -92,8 +92,13 @@ impl Images for StoreImages {
         Box::pin(async move {
             let used = self.node.images_in_use();
             let in_use = |id: &str| used.iter().any(|used| used == id);
+            let before = self.store.list();
             let pruned = self.store.prune(PruneScope::Unused, &in_use).await.map_err(error)?;
-            Ok(Collected { removed: pruned.images, freed: pruned.bytes })
+            let name = |id: &String| {
+                let image = before.iter().find(|image| image.id == *id);
+                image.and_then(|image| image.repo_tags.first()).unwrap_or(id).clone()
+            };
+            Ok(Collected { removed: pruned.images.iter().map(name).collect(), freed: pruned.bytes })
         })
     }
 }

@@ -338,10 +338,12 @@ pub struct StartError {
 }
 
 impl StartError {
-    /// One line that says by itself what failed and why. Failures of exec and what is refused in upstream's words name
-    /// their object anyway.
+    /// The step in which a user is refused; its messages are upstream's.
+    pub const USER: &str = "resolve the container's user";
+
+    /// One line that says by itself what failed and why. Messages of upstream's name their object anyway.
     pub fn sentence(&self) -> String {
-        let is_complete = self.message.starts_with("exec") || (self.errno == 0 && self.reason != "StartError");
+        let is_complete = self.message.starts_with("exec") || self.step == StartError::USER;
         if is_complete { self.message.clone() } else { format!("{}: {}", self.step, self.message) }
     }
 }

@@ -240,7 +240,8 @@ impl Agent {
     fn reconcile(&mut self) {
         let seen = Instant::now();
         let latest: Vec<_> = self.sources.iter().map(|source| source.borrow().clone()).collect();
-        let complete = latest.iter().all(Option::is_some);
+        // An agent that was given no source has nobody who could want its pods gone.
+        let complete = !latest.is_empty() && latest.iter().all(Option::is_some);
         let updates: Vec<_> = latest.into_iter().flatten().collect();
         let mut desired = desired::merge(&updates, &self.manager.uids());
         desired.problems.extend(self.unreadable.iter().cloned());

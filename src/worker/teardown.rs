@@ -45,7 +45,11 @@ impl Host {
         let host = self.clone();
         blocking(move || {
             if !orderly {
-                host.shared.cgroups.kill_pod(host.qos, host.uid(), inputs::KILL).map_err(because("FailedKillPod"))?;
+                let cgroups = &host.shared.cgroups;
+                cgroups.kill_pod(host.qos, host.uid(), inputs::KILL).map_err(because("FailedKillPod"))?;
+                // Linux (seen with 6.18) also kills what is later born by CLONE_INTO_CGROUP into a cgroup that was
+                // once killed through cgroup.kill: the next sandbox gets new ones.
+                cgroups.remove_pod(host.qos, host.uid()).map_err(because("FailedKillPod"))?;
             }
             let run = &host.dirs.run;
             absent_is_fine(fs::remove_dir_all(run), run)

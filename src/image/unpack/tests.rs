@@ -334,6 +334,12 @@ fn what_was_announced_is_what_must_come() {
     assert!(matches!(result, Err(UnpackError::BlobSize { .. })));
     let result = check(&compressed, blob(&compressed), other());
     assert!(matches!(result, Err(UnpackError::DiffId { .. })));
+    // umoci writes neither the padding of the last file nor an end marker.
+    let bare = &tar[..512 + b"content".len()];
+    check(bare, blob(bare), Digest::of(bare)).unwrap();
+    let short = &bare[..bare.len() - 1];
+    let result = check(short, blob(short), Digest::of(short));
+    assert!(matches!(result, Err(UnpackError::Truncated)), "{result:?}");
     for cut in [&compressed[..compressed.len() / 2], &tar[..600], &zstd(&tar)[..20]] {
         let result = check(cut, blob(cut), Digest::of(&tar));
         assert!(result.is_err(), "{result:?}");

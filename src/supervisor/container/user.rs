@@ -17,7 +17,7 @@ use super::{
     passwd::{self, groups, users},
 };
 use crate::{
-    supervisor::spec::UserSpec,
+    supervisor::spec::{StartError, UserSpec},
     sys::{
         node::{self, Kind},
         openat2::{Scope, openat2, purpose},
@@ -143,13 +143,12 @@ fn find_group(group: &str, files: &Files) -> Result<u32, Failure> {
 }
 
 fn refused(reason: Reason, message: String) -> Failure {
-    Failure::refused("resolve the container's user", message).because(reason)
+    Failure::refused(StartError::USER, message).because(reason)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::spec::StartError;
 
     fn files() -> Files {
         Files {

@@ -1,0 +1,286 @@
+//! Images, entry points and containers that try to get out: the escapes that container runtimes have had, by their
+//! numbers, against real pods.
+
+use std::{
+    fs::{self, File},
+    time::Duration,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use berth_integration::{
+    agent,
+    layout::Layout,
+    scenario::{
+        MASKED, WRITE_SYSCTL, agent, apply, container, ended, exec, explained, load, log, place, ready, run, with,
+    },
+};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use serde_json::{Value, json};
+
+/// Waits without end and dies at once.
+const WAIT: &str = "sleep 1000";
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn cve_2019_5736_the_programs_own_file_cannot_be_overwritten() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let sum = || digest(&SHA256, &fs::read(agent::berth()).expect("the program")).as_ref().to_vec();
+    let before = sum();
+    load(&agent, "exe", Layout::new().link("exe", "/proc/self/exe"));
+    let attack = "while :; do for p in /proc/[0-9]*; do (echo x >$p/exe) 2>/dev/null && echo $p >>/wrote; done; done";
+    run(&agent, "attacker", attack, json!({ "image": "exe:1" }));
+    let name = ready(&agent, "attacker");
+    for program in ["/proc/self/exe", "/exe"].repeat(5) {
+        // Whether it runs does not matter: it is the moment at which the file would be open to the container.
+        agent.cli(&["exec", &name, "--", program, "version"]).expect("exec runs");
+    }
+    let entry = json!({ "containers": [{ "name": "app", "image": "exe:1", "command": ["/exe", "version"] }] });
+    apply(&agent, "entry", with(entry, json!({ "restartPolicy": "Never" })));
+    ended(&agent, "entry");
+    assert_eq!(exec(&agent, &name, "cat /wrote 2>/dev/null; echo none"), "none\n");
+    assert_eq!(sum(), before, "the program on disk");
+    let view: Value = serde_json::from_str(&agent.ok(&["inspect", &name, "-o", "json"])).expect("JSON");
+    let running = format!("/proc/{}/exe", view["supervisor"].as_i64().expect("the supervisor's process"));
+    assert!(File::options().write(true).open(&running).is_err(), "not even root on the host");
+    let seals = fcntl(File::open(&running).expect("it can be read"), FcntlArg::F_GET_SEALS).expect("it has seals");
+    assert!(SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL), "{seals}");
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn cve_2019_19921_2023_27561_2023_28642_proc_and_sys_are_what_they_are() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    load(&agent, "proc", Layout::new().directory("evil").link("proc", "/evil"));
+    load(&agent, "sys", Layout::new().directory("evil").link("sys", "evil"));
+    load(&agent, "data", Layout::new().link("data", "/proc").link("attr", "/proc/self/attr"));
+    let volume = |image: &str, path: &str| {
+        let mounts = json!([{ "name": "v", "mountPath": path }]);
+        let app = container("app", WAIT, json!({ "image": image, "volumeMounts": mounts }));
+        json!({ "volumes": [{ "name": "v", "emptyDir": {} }], "containers": [app] })
+    };
+    run(&agent, "proc", WAIT, json!({ "image": "proc:1" }));
+    run(&agent, "sys", WAIT, json!({ "image": "sys:1" }));
+    apply(&agent, "onproc", volume("busybox:1", "/proc"));
+    apply(&agent, "inproc", volume("busybox:1", "/tmp/../proc/self/attr"));
+    apply(&agent, "linked", volume("data:1", "/data"));
+    apply(&agent, "within", volume("data:1", "/attr/exec"));
+    explained(&agent, "proc", &["/proc", "not a symbolic link"]);
+    explained(&agent, "sys", &["/sys", "not a symbolic link"]);
+    explained(&agent, "onproc", &["mountPath", "must not be inside /proc"]);
+    explained(&agent, "inproc", &["mountPath", "must not be inside /proc"]);
+    explained(&agent, "linked", &["/data", "inside a proc file system"]);
+    explained(&agent, "within", &["/attr/exec"]);
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn cve_2024_21626_no_descriptor_and_no_working_directory_leads_out() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    fs::write(place.path("marker"), "from the host\n").expect("a file");
+    let marker = place.path("marker").display().to_string();
+    let script = format!("ls /proc/self/fd | tr '\\n' ' '; echo; cat ../../../../../../../../..{marker}; echo done");
+    for number in ["4", "9"] {
+        let path = format!("/proc/self/fd/{number}");
+        load(&agent, &format!("leak{number}"), Layout::new().config("WorkingDir", json!(path)));
+    }
+    let mut containers: Vec<Value> = (3..13)
+        .map(|number| {
+            let path = format!("/proc/self/fd/{number}");
+            container(&format!("fd{number}"), &script, json!({ "workingDir": path }))
+        })
+        .collect();
+    containers.push(container("one", &script, json!({ "image": "leak4:1" })));
+    containers.push(container("two", &script, json!({ "image": "leak9:1" })));
+    containers.push(container("up", &script, json!({ "workingDir": "/../../../proc/1/cwd/../.." })));
+    containers.push(container("plain", &script, json!({})));
+    let names: Vec<String> = containers.iter().map(|one| one["name"].as_str().expect("a name").to_owned()).collect();
+    apply(&agent, "leaks", json!({ "restartPolicy": "Never", "containers": containers }));
+    let name = ended(&agent, "leaks");
+    for container in &names {
+        let log = agent.cli(&["logs", &name, "-c", container]).expect("logs");
+        let log = String::from_utf8_lossy(&log.stdout).into_owned();
+        assert!(!log.contains("from the host"), "{container}: {log}");
+        if container == "plain" {
+            // The fourth is that of the listing itself.
+            assert_eq!(log.lines().next().map(str::trim), Some("0 1 2 3"), "{log}");
+        } else if container.starts_with("fd") {
+            assert!(log.is_empty(), "{container} was started: {log}");
+        }
+    }
+    run(&agent, "waits", WAIT, json!({}));
+    let name = ready(&agent, "waits");
+    assert_eq!(exec(&agent, &name, "ls /proc/self/fd /proc/1/fd | tr '\\n' ' '").matches('3').count(), 1, "exec's own");
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn cve_2024_45310_places_for_mounts_are_made_inside_the_root_only() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let outside = place.path("outside");
+    fs::create_dir(&outside).expect("a directory");
+    let (target, up) = (outside.display().to_string(), format!("../../../../../../../../..{}", outside.display()));
+    load(&agent, "links", Layout::new().link("absolute", &target).link("upwards", &up));
+    let mounts = json!([
+        { "name": "v", "mountPath": "/vol" },
+        { "name": "w", "mountPath": "/vol/a/made/directory" },
+        { "name": "f", "mountPath": "/vol/a/made/file" },
+        { "name": "w", "mountPath": "/absolute/x" },
+        { "name": "w", "mountPath": "/upwards/y" },
+    ]);
+    fs::write(place.path("file"), "").expect("a file");
+    // One container turns a directory of a shared volume into a link to the host and back while others start on it.
+    let swap = format!("while :; do mkdir /vol/a; rm -rf /vol/a; ln -s {target} /vol/a; rm /vol/a; done 2>/dev/null");
+    let mut containers = vec![container("swap", &swap, json!({ "volumeMounts": [mounts[0]] }))];
+    for number in 0..8 {
+        let more = json!({ "image": "links:1", "volumeMounts": mounts });
+        containers.push(container(&format!("victim{number}"), "ls -R /absolute /upwards; exit 1", more));
+    }
+    let volumes = json!([
+        { "name": "v", "emptyDir": {} },
+        { "name": "w", "emptyDir": {} },
+        { "name": "f", "hostPath": { "path": place.path("file"), "type": "File" } },
+    ]);
+    apply(&agent, "race", json!({ "containers": containers, "volumes": volumes }));
+    agent.until("race", "tried twice", |pod| {
+        let all = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        let tried = |one: &&Value| one["name"] != "swap" && one["state"]["waiting"]["reason"] != "ContainerCreating";
+        all.len() == 9 && all.iter().filter(tried).count() == 8
+    });
+    let made: Vec<_> = fs::read_dir(&outside).expect("the directory").collect();
+    assert!(made.is_empty(), "made on the host: {made:?}");
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn cve_2025_31133_2025_52565_2025_52881_dev_is_not_believed() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    // The image says that the null device and the console are settings of the machine, and so does a volume.
+    let sysctl = "/proc/sys/kernel/printk_ratelimit";
+    let links = ["null", "console", "zero", "ptmx", "tty"];
+    let image = links.iter().fold(Layout::new(), |image, name| image.link(&format!("dev/{name}"), sysctl));
+    load(&agent, "devices", image);
+    let check = format!("{WRITE_SYSCTL}; echo readable: $({MASKED}); echo done; {WAIT}");
+    for (name, tty) in [("console", true), ("null", false)] {
+        run(&agent, name, &check, json!({ "image": "devices:1", "tty": tty }));
+    }
+    let script: String = links.iter().map(|name| format!("ln -s {sysctl} /dev/{name}; ")).collect();
+    let mounts = json!({ "volumeMounts": [{ "name": "dev", "mountPath": "/dev" }], "tty": true });
+    let prepare = with(mounts.clone(), json!({ "volumeMounts": [{ "name": "dev", "mountPath": "/v" }], "tty": false }));
+    let spec = json!({
+        "volumes": [{ "name": "dev", "emptyDir": {} }],
+        "initContainers": [container("prepare", &script.replace("/dev/", "/v/"), prepare)],
+        "containers": [container("app", &check, mounts)],
+    });
+    apply(&agent, "volume", spec);
+    for name in ["console", "null", "volume"] {
+        let pod = ready(&agent, name);
+        let log = log(&agent, &pod, "app", "done");
+        assert!(!log.contains("WROTE"), "{name}: {log}");
+        assert!(log.replace('\r', "").contains("readable: 0\n"), "{name}: {log}");
+        assert!(!exec(&agent, &pod, WRITE_SYSCTL).contains("WROTE"), "{name}: exec");
+        // Written through the real /proc, whatever the image has there.
+        assert_eq!(exec(&agent, &pod, "cat /proc/1/oom_score_adj"), "1000\n", "{name}");
+    }
+    let console = ready(&agent, "console");
+    assert_eq!(exec(&agent, &console, "[ -c /dev/console ] && [ -c /dev/null ] && echo devices"), "devices\n");
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn cve_2026_41579_a_dev_that_is_a_link_makes_no_devices_elsewhere() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let outside = place.path("outside");
+    fs::create_dir(&outside).expect("a directory");
+    let up = format!("../../../../../../..{}", outside.display());
+    for (name, target) in [("absolute", outside.display().to_string()), ("upwards", up), ("dangling", "/none".into())] {
+        load(&agent, name, Layout::new().link("dev", &target));
+        run(
+            &agent,
+            name,
+            &format!("echo x >/dev/null; ls -l /dev/null; {WAIT}"),
+            json!({ "image": format!("{name}:1") }),
+        );
+        let pod = agent.until(name, "started or refused", |pod| {
+            let state = &pod["status"]["containerStatuses"][0]["state"];
+            state["running"].is_object() || state["waiting"]["reason"].as_str().is_some_and(|why| why.contains("Error"))
+        });
+        let made: Vec<_> = fs::read_dir(&outside).expect("the directory").collect();
+        assert!(made.is_empty(), "{name}: made on the host: {made:?}");
+        if pod["status"]["containerStatuses"][0]["state"]["running"].is_object() {
+            let pod = ready(&agent, name);
+            assert!(log(&agent, &pod, "app", "/dev/null").starts_with("crw-rw-rw-"), "{name}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn files_of_a_container_neither_hang_nor_bloat_the_agent() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    load(&agent, "pipe", Layout::new().pipe("etc/passwd").config("User", json!("web")));
+    load(&agent, "endless", Layout::new().link("etc/group", "/dev/zero").config("User", json!("web:extra")));
+    run(&agent, "pipe", WAIT, json!({ "image": "pipe:1" }));
+    run(&agent, "endless", WAIT, json!({ "image": "endless:1" }));
+    let swap = "rm /etc/passwd /etc/group; mkfifo /etc/passwd; ln -s /dev/zero /etc/group; echo swapped; sleep 1000";
+    run(&agent, "swap", swap, json!({}));
+    // A long message, and a log without an end of line.
+    let flood = "head -c 20000000 /dev/zero | tr '\\0' x >/dev/termination-log; head -c 20000000 /dev/zero; exit 3";
+    apply(&agent, "flood", json!({ "restartPolicy": "Never", "containers": [container("app", flood, json!({}))] }));
+    explained(&agent, "pipe", &["CreateContainerError", "/etc/passwd", "not a regular file"]);
+    explained(&agent, "endless", &["CreateContainerError", "/etc/group", "not a regular file"]);
+    let name = ready(&agent, "swap");
+    log(&agent, &name, "app", "swapped");
+    let begun = std::time::Instant::now();
+    agent.cli(&["exec", &name, "--", "true"]).expect("exec runs");
+    assert!(begun.elapsed() < Duration::from_secs(5), "exec hangs: {:?}", begun.elapsed());
+    ended(&agent, "flood");
+    let ended = agent.pod("flood").expect("the pod")["status"]["containerStatuses"][0]["state"]["terminated"].clone();
+    assert_eq!(ended["exitCode"], 3);
+    assert_eq!(ended["message"].as_str().map(str::len), Some(4096));
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn layers_write_nothing_outside_of_their_image() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let outside = place.path("outside");
+    fs::create_dir(&outside).expect("a directory");
+    fs::write(outside.join("secret"), "from the host\n").expect("a file");
+    let (target, up) = (outside.display().to_string(), format!("{}{}", "../".repeat(12), outside.display()));
+    let layers = [
+        ("upwards", Layout::new().file(&format!("{up}/made"), 0o644, b"x")),
+        ("absolute", Layout::new().file(&format!("{target}/made"), 0o644, b"x")),
+        ("through", Layout::new().link("a", &target).file("a/made", 0o644, b"x")),
+        ("whiteout", Layout::new().link("a", &target).file("a/.wh.secret", 0o644, b"")),
+        ("opaque", Layout::new().link("a", &target).file("a/.wh..wh..opq", 0o644, b"")),
+        ("upopaque", Layout::new().file(&format!("{up}/.wh..wh..opq"), 0o644, b"")),
+        ("dotdot", Layout::new().file("bin/.wh...", 0o644, b"")),
+        ("hard", Layout::new().hard_link("stolen", &format!("{target}/secret"))),
+        ("uphard", Layout::new().hard_link("stolen", &format!("{up}/secret"))),
+        ("linkhard", Layout::new().link("a", &target).hard_link("stolen", "a/secret")),
+    ];
+    for (name, layout) in layers {
+        let layout = layout.write(place.path(&format!("image-{name}")));
+        let output = agent.cli(&["load", "--name", &format!("{name}:1"), &layout]).expect("it runs");
+        let files: Vec<_> =
+            fs::read_dir(&outside).expect("the directory").flatten().map(|file| file.file_name()).collect();
+        assert_eq!(files, ["secret"], "{name}");
+        if output.status.success() {
+            let script = format!("cat /stolen; cat {target}/secret; ls {target} /a; echo done");
+            run(&agent, name, &format!("{script}; {WAIT}"), json!({ "image": format!("{name}:1") }));
+            let pod = ready(&agent, name);
+            assert!(!log(&agent, &pod, "app", "done").contains("from the host"), "{name}");
+        } else {
+            assert!(!output.stderr.is_empty(), "{name}");
+        }
+    }
+    assert_eq!(fs::read_to_string(outside.join("secret")).expect("the file"), "from the host\n");
+}
