@@ -1,43 +1,25 @@
 //! The main job: pods from manifests to running processes, and nothing left behind.
 
-use std::{
-    fs,
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
-    time::Duration,
-};
+use std::{fs, io::Write, time::Duration};
 
-use berth_integration::{Agent, Machine, Place, agent::condition, eventually, fixtures};
+use berth_integration::{
+    Agent, Machine, Place,
+    agent::condition,
+    eventually, fixtures,
+    help::{self, place},
+};
 use serde_json::{Value, json};
 
-const ROOTFUL: &str = "tests of this file need root: `make test` runs them";
-
-fn place() -> Place {
-    assert!(nix::unistd::geteuid().is_root(), "{ROOTFUL}");
-    Place::new().expect("a place")
-}
-
 fn agent<'a>(place: &'a Place) -> Agent<'a> {
-    let agent = Agent::start(place, &[]).expect("an agent");
-    agent.ok(&["load", "--name", "busybox:1", &fixtures::busybox()]);
-    agent
+    help::agent(place, &[])
 }
 
 fn address(pod: &Value) -> String {
     pod["status"]["podIP"].as_str().unwrap_or_else(|| panic!("no address: {:#}", pod["status"])).to_owned()
 }
 
-/// One HTTP request from inside the place.
 fn get(place: &Place, address: &str, port: u16) -> Option<String> {
-    place.inside(|| {
-        let address: SocketAddr = format!("{address}:{port}").parse().expect("an address");
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
-        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
-    })
+    help::get(place, &format!("{address}:{port}"))
 }
 
 fn exec(agent: &Agent, pod: &str, script: &str) -> String {
