@@ -1,5 +1,4 @@
-//! What the agent says of itself: its log, how errors are printed, and the events of pods.
+//! What the agent says of itself: its log, and how errors are printed.
 
 pub mod chain;
-pub mod events;
 pub mod logging;

@@ -87,7 +87,7 @@ impl Hosts for RealHosts {
     }
 }
 
-/// Threads that may wait for a pull at once is the store's business; this bounds pulls themselves.
+/// Pulls at a time with serializeImagePulls.
 const SERIAL: usize = 1;
 
 impl Shared {
