@@ -4,6 +4,7 @@ pub mod conditions;
 pub mod decode;
 pub mod defaults;
 pub mod manifest;
+pub mod objects;
 pub mod problem;
 pub mod qos;
 pub mod quantity;

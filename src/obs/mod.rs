@@ -1,4 +1,5 @@
 //! What the agent says of itself: its log, and how errors are printed.
 
 pub mod chain;
+pub mod events;
 pub mod logging;

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{api::core::v1::Container, jiff::Timestamp};
 
 /// Everything observed of one pod.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -26,6 +26,8 @@ pub struct ObservedPod {
     pub generation: u32,
     /// Containers by name, each with its attempts, oldest first.
     pub containers: BTreeMap<String, Vec<Attempt>>,
+    /// Per container with probes: what they have found of its newest attempt.
+    pub probes: BTreeMap<String, Probed>,
     /// cgroups, mounts or a network attachment may exist: they have to be torn down.
     pub leftovers: Leftovers,
     /// Nothing of the pod is left, its record included.
@@ -51,6 +53,24 @@ impl ObservedPod {
         self.running().any(|(name, attempt)| name == container && attempt.number == number)
     }
 
+    /// Whether `container` counts as started: it runs, and its startup probe has succeeded if it has one.
+    pub fn started(&self, container: &Container) -> bool {
+        self.runs_and(container, |probed| container.startup_probe.is_none() || probed.startup == Some(true))
+    }
+
+    /// Whether `container` is ready: it has started, and its readiness probe says so if it has one.
+    pub fn ready(&self, container: &Container) -> bool {
+        self.started(container)
+            && self.runs_and(container, |probed| container.readiness_probe.is_none() || probed.readiness == Some(true))
+    }
+
+    fn runs_and(&self, container: &Container, holds: impl Fn(&Probed) -> bool) -> bool {
+        let Some(attempt) = self.latest(&container.name) else { return false };
+        let nothing = Probed::default();
+        let probed = self.probes.get(&container.name).filter(|probed| probed.attempt == attempt.number);
+        matches!(attempt.state, AttemptState::Running { .. }) && holds(probed.unwrap_or(&nothing))
+    }
+
     /// Names of containers that run now.
     pub fn running(&self) -> impl Iterator<Item = (&str, &Attempt)> {
         self.containers.iter().filter_map(|(name, attempts)| {
@@ -60,6 +80,22 @@ impl ObservedPod {
                 .map(|a| (name.as_str(), a))
         })
     }
+}
+
+/// What the probes of a container have found, thresholds applied. `None`: there is no such probe, or it has not been
+/// decided yet; see [`ObservedPod::started`] and [`ObservedPod::ready`] for what that means.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Probed {
+    /// Attempt they were run against. Findings about an earlier one say nothing.
+    pub attempt: u32,
+    /// The startup probe has succeeded.
+    pub startup: Option<bool>,
+    /// The readiness probe's last verdict.
+    pub readiness: Option<bool>,
+    /// The liveness probe's last verdict.
+    pub liveness: Option<bool>,
+    /// What the probe that failed last said.
+    pub message: String,
 }
 
 /// What a teardown still has to remove. Each flag is set before the effect it names is begun and cleared when

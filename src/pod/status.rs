@@ -74,7 +74,6 @@ impl View<'_> {
         let latest = attempts.last();
         let previous = attempts.len().checked_sub(2).map(|index| &attempts[index]);
         let going = self.memory.termination.is_some() || self.phase.is_terminal();
-        let running = latest.is_some_and(|attempt| matches!(attempt.state, AttemptState::Running { .. }));
         let (state, last) = match latest {
             None => (waiting(self.waiting_reason(container)), None),
             Some(attempt) => match (&attempt.state, next) {
@@ -101,8 +100,8 @@ impl View<'_> {
             image: container.image.clone().unwrap_or_default(),
             image_id: latest.map(|attempt| attempt.image_id.clone()).unwrap_or_default(),
             container_id: latest.map(|attempt| format!("berth://{}", attempt.id)),
-            ready: if is_init { initialized } else { running },
-            started: Some(running),
+            ready: if is_init { initialized } else { self.observed.ready(container) },
+            started: Some(self.observed.started(container)),
             restart_count: latest.map_or(0, |attempt| i32::try_from(attempt.number).unwrap_or(i32::MAX)),
             state: Some(state),
             last_state: last.map(|attempt| match &attempt.state {

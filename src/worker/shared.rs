@@ -8,7 +8,7 @@ use std::{
 
 use berth_cni::Network;
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{
     execute::Host,
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     api::{
+        objects::Objects,
         qos::{QosClass, qos_class},
         resources::{CPU, pod_requests},
         unsupported::{Consequence, unsupported},
@@ -27,6 +28,7 @@ use crate::{
     cgroup::{Cgroups, Layout},
     config::NodeConfig,
     image::{Credentials, Image, ImageConfig, ImageError, ImageStore, Mirror, RegistryConfig},
+    obs::events::Recorder,
     pod::{
         Rejection,
         admission::{self, NodeFacts},
@@ -60,6 +62,10 @@ pub struct Shared {
     pub launch: LaunchOptions,
     /// Sizes of the huge pages there are, bytes.
     pub huge_page_sizes: Vec<u64>,
+    /// What happens to pods.
+    pub events: Recorder,
+    /// The objects pods refer to; the sending half fills it.
+    pub objects: watch::Sender<Arc<Objects>>,
     /// Pulls that may go on at once.
     pulls: Semaphore,
     /// What has been said already.
@@ -141,6 +147,8 @@ impl Shared {
             facts,
             launch,
             huge_page_sizes: machine::huge_pages().into_iter().map(|(size, _)| size).collect(),
+            events: Recorder::default(),
+            objects: watch::Sender::default(),
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),
             burstable: Mutex::default(),
