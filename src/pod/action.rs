@@ -29,12 +29,21 @@ pub enum Action {
         /// Generation of the sandbox it will run in.
         generation: u32,
     },
-    /// Start an attempt.
+    /// Set an attempt up in the sandbox, and run its program once it is released.
     StartContainer {
         /// Container.
         container: String,
         /// Attempt.
         attempt: u32,
+    },
+    /// Let the program of an attempt run: its records are durable and the pod has its network.
+    ReleaseContainer {
+        /// Container.
+        container: String,
+        /// Attempt.
+        attempt: u32,
+        /// Generation of the sandbox it is in.
+        generation: u32,
     },
     /// Send the stop signal.
     StopContainer {
@@ -83,6 +92,7 @@ impl Action {
                 | Action::AttachNetwork
                 | Action::PrepareContainer { .. }
                 | Action::StartContainer { .. }
+                | Action::ReleaseContainer { .. }
         )
     }
 
@@ -97,6 +107,7 @@ impl Action {
             Action::ResolveImage { container, .. }
             | Action::PrepareContainer { container, .. }
             | Action::StartContainer { container, .. }
+            | Action::ReleaseContainer { container, .. }
             | Action::StopContainer { container, .. }
             | Action::KillContainer { container, .. }
             | Action::RemoveAttempt { container, .. } => Some(container),
