@@ -15,6 +15,7 @@ pub mod outcome;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
+pub mod restart;
 pub mod status;
 
 pub use action::Action;

@@ -20,6 +20,10 @@ pub struct ObservedPod {
     pub images: BTreeMap<String, ResolvedImage>,
     /// Per container: the attempt that was prepared last.
     pub prepared: BTreeMap<String, Prepared>,
+    /// Per container: what its newest attempt was prepared with.
+    pub launched: BTreeMap<String, Launched>,
+    /// Per container: the attempt that was, or is being, stopped in order to be followed by another.
+    pub restarts: BTreeMap<String, u32>,
     /// Its supervisor.
     pub sandbox: Sandbox,
     /// Generation of the newest sandbox, from 1; 0 before the first.
@@ -163,6 +167,15 @@ pub struct Prepared {
     pub attempt: u32,
     /// Generation of the sandbox it was prepared for.
     pub generation: u32,
+}
+
+/// What an attempt was prepared with, as far as it may change while it runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launched {
+    /// Attempt.
+    pub attempt: u32,
+    /// Image as the pod named it.
+    pub image: String,
 }
 
 /// One attempt at a container.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use k8s_openapi::{
-    api::core::v1::{Pod, PodStatus},
+    api::core::v1::{Container, Pod, PodStatus},
     jiff::{SignedDuration, Timestamp},
 };
 
@@ -13,7 +13,7 @@ use super::{
     lifecycle::{self, Next},
     memory::{Memory, seconds},
     observed::{Network, ObservedPod, Prepared, Sandbox},
-    status,
+    restart, status,
 };
 
 /// Before a container that SIGKILL has not ended (its process waits in the kernel) is sent another.
@@ -124,7 +124,8 @@ impl Planner<'_> {
             match next {
                 Next::Start(attempt) => self.start(&container.name, attempt, preparable, sandbox && network),
                 Next::StartAt(_, at) => self.wake(at),
-                Next::Keep | Next::Done | Next::Wait => {}
+                Next::Keep => self.restart_if_changed(container),
+                Next::Done | Next::Wait => {}
             }
         }
         self.remove_old_attempts();
@@ -133,6 +134,9 @@ impl Planner<'_> {
     /// The next step towards a running attempt.
     fn start(&mut self, container: &str, attempt: u32, preparable: bool, startable: bool) {
         let name = container.to_owned();
+        if self.memory.in_flight.contains(&Action::StartContainer { container: name.clone(), attempt }) {
+            return; // nothing is prepared anew under what is being started
+        }
         let generation = self.observed.next_generation();
         if self.observed.images.get(container).is_none_or(|image| image.attempt != attempt) {
             self.act(Action::ResolveImage { container: name, attempt });
@@ -142,6 +146,21 @@ impl Planner<'_> {
             }
         } else if startable {
             self.act(Action::StartContainer { container: name, attempt });
+        }
+    }
+
+    /// Stops a running container that its pod has outgrown; what ends this way is started again.
+    fn restart_if_changed(&mut self, container: &Container) {
+        let observed = self.observed;
+        let Some(launched) = observed.launched(&container.name) else { return };
+        let (name, attempt) = (container.name.clone(), launched.attempt);
+        if observed.restarting(&name, attempt) {
+            let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+            self.stop(&name, attempt, grace);
+        } else if lifecycle::restarts_when_changed(self.pod, container)
+            && let Some(why) = restart::needed(container, launched)
+        {
+            self.act(Action::MarkRestart { container: name, attempt, why });
         }
     }
 
@@ -224,21 +243,25 @@ impl Planner<'_> {
         let running: Vec<(String, u32)> =
             self.observed.running().map(|(name, attempt)| (name.to_owned(), attempt.number)).collect();
         for (container, attempt) in &running {
-            let stopped_at =
-                self.memory.stopping.get(container).filter(|(stopped, _)| stopped == attempt).map(|(_, at)| *at);
-            match stopped_at {
-                _ if grace <= 0 => self.kill(container, *attempt),
-                None => self.act(Action::StopContainer { container: container.clone(), attempt: *attempt }),
-                Some(at) => {
-                    let deadline = at.saturating_add(seconds(grace)).unwrap_or(Timestamp::MAX);
-                    if deadline <= self.now {
-                        self.kill(container, *attempt);
-                    } else {
-                        self.wake(deadline);
-                    }
+            self.stop(container, *attempt, grace);
+        }
+        !running.is_empty()
+    }
+
+    /// The stop signal, and SIGKILL when the grace period (seconds) is over.
+    fn stop(&mut self, container: &str, attempt: u32, grace: i64) {
+        let sent = self.memory.stopping.get(container).filter(|(stopped, _)| *stopped == attempt);
+        match sent.map(|(_, at)| *at) {
+            _ if grace <= 0 => self.kill(container, attempt),
+            None => self.act(Action::StopContainer { container: container.to_owned(), attempt }),
+            Some(at) => {
+                let deadline = at.saturating_add(seconds(grace)).unwrap_or(Timestamp::MAX);
+                if deadline <= self.now {
+                    self.kill(container, attempt);
+                } else {
+                    self.wake(deadline);
                 }
             }
         }
-        !running.is_empty()
     }
 }

@@ -8,8 +8,9 @@ use k8s_openapi::{
 use super::{
     Action, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
     backoff::CRASH_LOOP,
-    observed::{Attempt, AttemptState, Ended, Leftovers, Network, Prepared, ResolvedImage, Sandbox},
+    observed::{Attempt, AttemptState, Ended, Launched, Leftovers, Network, Prepared, ResolvedImage, Sandbox},
     plan::plan,
+    restart::RestartReason,
 };
 
 fn at(seconds: i64) -> Timestamp {
@@ -451,4 +452,88 @@ fn delays_are_bounded_by_time_not_by_luck() {
     }
     let wake = case.plan().wake_at.expect("a retry");
     assert_eq!(wake.duration_since(case.now), SignedDuration::from_secs(300));
+}
+
+/// `app` was launched with an image that is not the pod's any more.
+fn outgrown(case: &mut Case) {
+    let launched = Launched { attempt: 0, image: "busybox:0".to_owned() };
+    case.observed.launched.insert("app".to_owned(), launched);
+}
+
+#[test]
+fn a_container_that_its_pod_has_outgrown_is_stopped_and_started_again() {
+    let mark = Action::MarkRestart { container: "app".to_owned(), attempt: 0, why: RestartReason::Definition };
+    let marked = |case: &mut Case| {
+        outgrown(case);
+        case.observed.restarts.insert("app".to_owned(), 0);
+    };
+    case("a container whose image has changed is marked", outgrown, std::slice::from_ref(&mark));
+    case("one of an unknown image is left alone", |_| {}, &[]);
+    case(
+        "what an earlier attempt ran says nothing",
+        |c| {
+            outgrown(c);
+            c.set("app", vec![ended(0, 1, 50), running(1)]);
+        },
+        &[],
+    );
+    case(
+        "an init container goes on with what it began",
+        |c| {
+            c.set("init", vec![running(0)]);
+            c.observed.containers.retain(|name, _| name == "init");
+            let launched = Launched { attempt: 0, image: "busybox:0".to_owned() };
+            c.observed.launched.insert("init".to_owned(), launched);
+        },
+        &[],
+    );
+    case("a marked one is stopped", marked, &[stop("app")]);
+    let plan = case(
+        "one that was stopped is waited for",
+        |c| {
+            marked(c);
+            c.memory.stopping.insert("app".to_owned(), (0, at(95)));
+        },
+        &[],
+    );
+    assert_eq!(plan.wake_at, Some(at(125)));
+    case(
+        "one that does not stop is killed",
+        |c| {
+            marked(c);
+            c.memory.stopping.insert("app".to_owned(), (0, at(60)));
+        },
+        &[kill("app")],
+    );
+    for policy in ["Always", "OnFailure", "Never"] {
+        let plan = case(
+            "one that has stopped is started again at once, whatever the policy and its past",
+            |c| {
+                marked(c);
+                c.policy(policy);
+                c.set("app", vec![ended(0, 0, 99)]);
+                c.memory.crash_loop.entry("app".to_owned()).or_default().advance(&CRASH_LOOP, at(99));
+            },
+            &[resolve("app", 1)],
+        );
+        assert_eq!(plan.status.phase.as_deref(), Some("Running"), "{policy}");
+    }
+    case(
+        "a pod that goes starts nothing again",
+        |c| {
+            marked(c);
+            c.set("app", vec![ended(0, 143, 99)]);
+            c.memory.terminate(30, at(99));
+        },
+        &[stop("log")],
+    );
+    case(
+        "nothing is prepared under what is being started",
+        |c| {
+            c.observed.containers.remove("app");
+            c.observed.images.remove("app");
+            c.memory.in_flight.insert(start("app", 0));
+        },
+        &[],
+    );
 }

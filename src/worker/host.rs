@@ -4,7 +4,10 @@ use std::{os::fd::OwnedFd, sync::Arc};
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 
-use super::handle::{BoxFuture, ExecSession, NodeError, Stage, Usage};
+use super::{
+    handle::{BoxFuture, ExecSession, NodeError, Stage, Usage},
+    record::PodRecord,
+};
 use crate::{
     pod::{Action, Outcome, observed::Attempt},
     supervisor::spec::ExecSpec,
@@ -15,6 +18,9 @@ pub trait PodHost: Send + Sync + 'static {
     /// Does `action` for `pod`. May be repeated. Every action returns within a bounded time or concerns
     /// this pod alone.
     fn execute(self: Arc<Self>, pod: Arc<Pod>, action: Action) -> BoxFuture<'static, Result<Done, ActionError>>;
+
+    /// Makes a changed pod durable in the ledger ([`Action::RecordPod`]). The hands go by it from then on.
+    fn record(self: Arc<Self>, record: Arc<PodRecord>) -> BoxFuture<'static, Result<Done, ActionError>>;
 
     /// The time. Tests have one of their own.
     fn now(&self) -> Timestamp {
@@ -32,6 +38,11 @@ pub trait PodHost: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<ExecSession, NodeError>> {
         let container = spec.container;
         Box::pin(async move { Err(NodeError::Conflict(format!("container {container} cannot run commands"))) })
+    }
+
+    /// Attaches stdin, stdout and (without a terminal) stderr to a running container.
+    fn attach(self: Arc<Self>, container: String, _stdio: Vec<OwnedFd>) -> BoxFuture<'static, Result<(), NodeError>> {
+        Box::pin(async move { Err(NodeError::Conflict(format!("container {container} cannot be attached to"))) })
     }
 
     /// Figures of the pod and of the containers given as (name, id), which run.

@@ -8,19 +8,23 @@ use std::{
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 use tracing::{info, warn};
 
 use super::{
     actor::{Actor, Report, Wanted},
+    handle::NodeError,
     host::{PodEvent, PodHost},
     record::{self, PodRecord},
 };
-use crate::pod::{
-    Memory, NodeView, ObservedPod, Rejection,
-    desired::{Desired, DesiredPod, full_name},
+use crate::{
+    api::{problem::ManifestProblem, update::Change},
+    pod::{
+        Memory, NodeView, ObservedPod, Rejection,
+        desired::{Desired, DesiredPod, SourcedPod, full_name},
+    },
 };
 
 /// Events a pod can have unread: containers of a pod times a few attempts; the sender waits beyond that.
@@ -73,11 +77,24 @@ pub struct Entry {
 /// All pods, for readers.
 pub type Entries = Arc<Mutex<BTreeMap<String, Entry>>>;
 
-struct Running {
-    record: PodRecord,
-    full_name: String,
-    rejected: bool,
-    wanted: watch::Sender<Wanted>,
+pub(super) struct Running {
+    pub(super) record: Arc<PodRecord>,
+    pub(super) full_name: String,
+    pub(super) rejected: bool,
+    /// What its source said last, so that nothing is compared twice.
+    pub(super) sourced: Option<Arc<SourcedPod>>,
+    pub(super) wanted: watch::Sender<Wanted>,
+}
+
+/// A change of a pod that somebody waits for.
+#[derive(Debug)]
+pub struct Update {
+    /// UID of the pod.
+    pub uid: String,
+    /// What is to change.
+    pub change: Change,
+    /// The pod as it will be, once it is decided; it counts when a report has its generation.
+    pub answer: oneshot::Sender<Result<Arc<Pod>, NodeError>>,
 }
 
 /// The manager.
@@ -85,7 +102,7 @@ pub struct Manager {
     hosts: Arc<dyn Hosts>,
     node: Arc<NodeView>,
     entries: Entries,
-    running: BTreeMap<String, Running>,
+    pub(super) running: BTreeMap<String, Running>,
     tasks: JoinSet<String>,
     /// New generations already said to be waiting, so that it is said once.
     waiting: BTreeSet<String>,
@@ -148,15 +165,16 @@ impl Manager {
         self.lock().remove(uid);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Entry>> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the set of actors follow `desired`. Pods nobody wants are only ended when `complete`: every source
-    /// has been ready once.
-    pub fn reconcile(&mut self, desired: &Desired, complete: bool, seen: Instant) {
+    /// has been ready once. Returns what is wrong with changed pods, which go on as they were.
+    pub fn reconcile(&mut self, desired: &Desired, complete: bool, seen: Instant) -> Vec<ManifestProblem> {
+        let mut problems = Vec::new();
         for (uid, running) in &self.running {
-            let PodRecord { pod, source, origin, .. } = &running.record;
+            let PodRecord { pod, source, origin, .. } = &*running.record;
             if desired.pods.contains_key(uid) || !complete || desired.keeps(*source, origin, &running.full_name) {
                 continue;
             }
@@ -170,7 +188,9 @@ impl Manager {
         }
         for (uid, pod) in &desired.pods {
             if self.running.contains_key(uid) {
-                continue; // running, or still being removed: looked at again when it is gone
+                // Running, or still being removed: looked at again when it is gone.
+                problems.extend(self.follow(uid, pod));
+                continue;
             }
             if self.left_alone.contains(uid) {
                 if self.waiting.insert(uid.clone()) {
@@ -191,6 +211,11 @@ impl Manager {
             self.start(pod, seen);
         }
         self.waiting.retain(|uid| desired.pods.contains_key(uid));
+        self.tell_hosts();
+        problems
+    }
+
+    pub(super) fn tell_hosts(&self) {
         let pods: Vec<&Pod> =
             self.running.values().filter(|running| !running.rejected).map(|running| &*running.record.pod).collect();
         self.hosts.changed(&pods);
@@ -199,12 +224,16 @@ impl Manager {
     fn start(&mut self, desired: &DesiredPod, seen: Instant) {
         let others: Vec<&Pod> =
             self.running.values().filter(|running| !running.rejected).map(|running| &*running.record.pod).collect();
+        let mut pod = desired.pod.pod.clone();
+        // What an API server says of a new pod.
+        pod.metadata.generation.get_or_insert(1);
         let record = PodRecord {
             version: record::VERSION,
-            pod: Arc::new(desired.pod.pod.clone()),
+            pod: Arc::new(pod),
             source: desired.source,
             origin: desired.pod.origin.clone(),
             start_time: self.hosts.now(),
+            sourced: Some(record::digest(&desired.pod.pod)),
         };
         let rejection = self.hosts.admit(&record.pod, &others).err();
         match &rejection {
@@ -234,7 +263,8 @@ impl Manager {
         let entry = Entry { source: record.origin.clone(), reports: readers, host: host.clone(), pod: pod.clone() };
         self.lock().insert(uid.clone(), entry);
         let full_name = full_name(&pod);
-        self.running.insert(uid.clone(), Running { record, full_name, rejected, wanted });
+        let record = Arc::new(record);
+        self.running.insert(uid.clone(), Running { record, full_name, rejected, sourced: None, wanted });
         let node = self.node.clone();
         let actor = Actor { pod, observed, memory, node, host, wanted: wishes, events, reports, seen };
         self.tasks.spawn(async move {

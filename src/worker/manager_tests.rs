@@ -14,14 +14,20 @@ use tokio::{
 
 use super::{
     host::{PodEvent, PodHost},
-    manager::{Entries, Hosts, Manager, Recovered},
-    record::{self, PodRecord},
-    testing::{Clock, FakeHost, Step, node, pod, running, settle, start, stop},
+    manager::{Entries, Hosts, Manager, Recovered, Update},
+    record::PodRecord,
+    testing::{Clock, FakeHost, Step, node, pod, record, running, settle, start, stop},
 };
-use crate::pod::{
-    Action, Memory, ObservedPod, Rejection,
-    desired::{Desired, SourceId, SourceUpdate, SourcedPod, merge},
-    observed::{Leftovers, Network, Sandbox},
+use crate::{
+    api::{
+        defaults::set_pod_defaults,
+        update::{Change, Resize},
+    },
+    pod::{
+        Action, Memory, ObservedPod, Rejection,
+        desired::{Desired, SourceId, SourceUpdate, SourcedPod, merge},
+        observed::{Leftovers, Network, Sandbox},
+    },
 };
 
 struct FakeHosts {
@@ -119,13 +125,7 @@ impl Rig {
             ..ObservedPod::default()
         };
         observed.record("app", running("app", 0, 1, now));
-        let record = PodRecord {
-            version: record::VERSION,
-            pod: Arc::new(pod(uid, name)),
-            source: SourceId::File,
-            origin: format!("file:/m/{name}.yaml"),
-            start_time: now,
-        };
+        let record = record(pod(uid, name), now);
         let memory = Memory { start_time: Some(now), ..Memory::default() };
         self.manager.adopt(Recovered { record, observed, memory, host: host.clone(), events });
         host
@@ -247,4 +247,95 @@ async fn a_pod_whose_record_is_unusable_is_not_started_over() {
     rig.reconcile(wants(&[])).await;
     rig.gone().await;
     assert!(!rig.manager.is_empty(), "what the node set up for itself is still in use");
+}
+
+/// One pod with the UID 1, complete and valid.
+fn wants_image(image: &str) -> SourceUpdate {
+    let mut pod = pod("1", "a");
+    pod.spec.as_mut().unwrap().containers[0].image = Some(image.to_owned());
+    set_pod_defaults(&mut pod);
+    let sourced = SourcedPod { pod, origin: "file:/m/a.yaml".to_owned(), document: 0 };
+    SourceUpdate { pods: vec![Arc::new(sourced)], ..SourceUpdate::empty(SourceId::File) }
+}
+
+impl Rig {
+    /// Generation and image of the pod with the UID 1, as it is reported.
+    fn reported(&self) -> (Option<i64>, String) {
+        let report = self.entries.lock().unwrap()["1"].reports.borrow().clone().expect("a report");
+        let image = report.pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone());
+        (report.pod.metadata.generation, image.unwrap_or_default())
+    }
+
+    async fn change(&mut self, change: Change) -> Result<Arc<Pod>, super::handle::NodeError> {
+        let (answer, decided) = tokio::sync::oneshot::channel();
+        self.manager.update(Update { uid: "1".to_owned(), change, answer });
+        settle().await;
+        decided.await.unwrap()
+    }
+}
+
+fn cpu(amount: &str) -> Change {
+    let amount = BTreeMap::from([("cpu".to_owned(), serde_json::from_value(amount.into()).unwrap())]);
+    Change::Resize(Resize { container: Some("app".to_owned()), requests: amount, ..Resize::default() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_may_change_a_pod_that_keeps_its_uid() {
+    let mut rig = rig(&[]);
+    rig.reconcile(wants_image("busybox:1")).await;
+    assert_eq!(rig.reported(), (Some(1), "busybox:1".to_owned()));
+    rig.reconcile(wants_image("busybox:1")).await;
+    assert_eq!(rig.host("1").recorded.lock().unwrap().len(), 0, "it says the same again");
+    rig.reconcile(wants_image("busybox:2")).await;
+    assert_eq!(rig.reported(), (Some(2), "busybox:2".to_owned()));
+    assert_eq!(rig.host("1").actions().last(), Some(&start(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_not_change_is_a_problem_and_the_pod_goes_on() {
+    let mut rig = rig(&[]);
+    rig.reconcile(wants_image("busybox:1")).await;
+    let mut update = wants_image("busybox:2");
+    Arc::make_mut(&mut update.pods[0]).pod.spec.as_mut().unwrap().host_network = Some(true);
+    let desired = merge(&[Arc::new(update)], &rig.manager.uids());
+    let problems = rig.manager.reconcile(&desired, true, Instant::now());
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].message.contains("(changed: spec.hostNetwork)"), "{}", problems[0].message);
+    let again = rig.manager.reconcile(&desired, true, Instant::now());
+    assert_eq!(again, problems, "as long as it is so");
+    settle().await;
+    assert_eq!(rig.reported(), (Some(1), "busybox:1".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_made_here_outlasts_what_the_source_repeats() {
+    let mut rig = rig(&[]);
+    rig.reconcile(wants_image("busybox:1")).await;
+    // BestEffort may not become Burstable.
+    let refused = rig.change(cpu("100m")).await.unwrap_err();
+    assert!(refused.to_string().contains("Pod QOS Class may not change"), "{refused}");
+    let mut update = wants_image("busybox:1");
+    let requests = serde_json::json!({"requests": {"cpu": "1", "memory": "1Mi"}});
+    let spec = Arc::make_mut(&mut update.pods[0]).pod.spec.as_mut().unwrap();
+    spec.containers[0].resources = Some(serde_json::from_value(requests).unwrap());
+    let mut rig = self::rig(&[]);
+    rig.reconcile(update.clone()).await;
+    let changed = rig.change(cpu("2")).await.unwrap();
+    assert_eq!(changed.metadata.generation, Some(2));
+    assert_eq!(rig.host("1").recorded.lock().unwrap().len(), 1);
+    rig.reconcile(update).await;
+    assert_eq!(rig.reported().0, Some(2));
+    assert_eq!(rig.host("1").recorded.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_goes_or_was_refused_takes_no_change() {
+    let mut rig = rig(&["1"]);
+    rig.reconcile(wants_image("busybox:1")).await;
+    assert!(rig.change(cpu("1")).await.unwrap_err().to_string().contains("was not admitted"));
+    let mut rig = self::rig(&[]);
+    rig.script("1", stop(0), Step::Hold(Arc::new(Notify::new())));
+    rig.reconcile(wants_image("busybox:1")).await;
+    rig.reconcile(SourceUpdate::empty(SourceId::File)).await;
+    assert!(rig.change(cpu("1")).await.unwrap_err().to_string().contains("is being removed"));
 }

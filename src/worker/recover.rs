@@ -25,7 +25,7 @@ use crate::{
     pod::{
         Memory, ObservedPod,
         backoff::BackoffPolicy,
-        observed::{AttemptState, Leftovers, Network, Sandbox},
+        observed::{AttemptState, Launched, Leftovers, Network, Sandbox},
     },
     runtime::client::{ClientError, Supervisor},
     store::{
@@ -34,7 +34,7 @@ use crate::{
     },
     supervisor::{
         protocol::{RunningContainer, Snapshot},
-        spec::SandboxSpec,
+        spec::{LaunchSpec, SandboxSpec},
     },
     volume::remove,
 };
@@ -197,9 +197,9 @@ async fn connect(host: &Arc<Host>, observed: &mut ObservedPod, recorded: bool, n
             host.connected(connected, observed.generation);
             if let Network::Leased(addresses) = &observed.network {
                 let addresses = addresses.clone();
-                let attaching = host.clone();
+                let (attaching, pod) = (host.clone(), host.pod());
                 // Repeatable: what is attached already stays as it is, and what was half-made is completed.
-                match tokio::task::spawn_blocking(move || attaching.attach_network()).await {
+                match tokio::task::spawn_blocking(move || attaching.attach_network(&pod)).await {
                     Ok(Ok(_)) => observed.network = Network::Attached(addresses),
                     Ok(Err(error)) => warn!(pod = name, "{}", error.message),
                     Err(error) => warn!(pod = name, %error, "attach the network"),
@@ -258,7 +258,20 @@ pub(super) fn attempts(
             }
             (None, None) => recorded.ended(&directory, false, Timestamp::now()),
         };
+        note_launch(observed, launch, directory.restart_file().exists());
         observed.record(&launch.container.clone(), attempt);
+    }
+}
+
+/// What the newest attempt of a container runs with, and whether it was being stopped to be started again.
+fn note_launch(observed: &mut ObservedPod, launch: &LaunchSpec, restart: bool) {
+    if observed.launched.get(&launch.container).is_some_and(|known| known.attempt > launch.attempt) {
+        return;
+    }
+    let launched = Launched { attempt: launch.attempt, image: launch.image.clone() };
+    observed.launched.insert(launch.container.clone(), launched);
+    if restart {
+        observed.restarts.insert(launch.container.clone(), launch.attempt);
     }
 }
 

@@ -56,6 +56,7 @@ impl Place {
             source: SourceId::File,
             origin: "file:/m/a.yaml".to_owned(),
             start_time: Timestamp::now(),
+            sourced: None,
         };
         let directory = self.layout.pods().join(directory);
         fs::create_dir_all(&directory).unwrap();

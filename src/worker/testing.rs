@@ -18,12 +18,14 @@ use tokio::{
 use super::{
     handle::BoxFuture,
     host::{ActionError, Done, PodEvent, PodHost},
+    record::{self, PodRecord},
 };
 use crate::{
     pod::{
         Action, NodeView, Outcome,
         backoff::CRASH_LOOP,
-        observed::{Attempt, AttemptState, Ended},
+        desired::SourceId,
+        observed::{Attempt, AttemptState, Ended, Launched},
     },
     supervisor::spec::{
         CgroupPlacement, ExitRecord, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, UserSpec, VERSION,
@@ -76,6 +78,8 @@ pub struct FakeHost {
     script: Mutex<BTreeMap<Action, VecDeque<Step>>>,
     begun: Mutex<Vec<(Action, Duration)>>,
     ended: Mutex<Vec<(String, u32)>>,
+    /// What was to be written into the ledger.
+    pub recorded: Mutex<Vec<Arc<PodRecord>>>,
     generation: Mutex<u32>,
 }
 
@@ -88,6 +92,7 @@ impl FakeHost {
             script: Mutex::default(),
             begun: Mutex::default(),
             ended: Mutex::default(),
+            recorded: Mutex::default(),
             generation: Mutex::default(),
         }
     }
@@ -114,8 +119,13 @@ impl FakeHost {
         self.ended.lock().unwrap().clone()
     }
 
-    async fn healthy(&self, action: Action) -> Outcome {
+    async fn healthy(&self, pod: &Pod, action: Action) -> Outcome {
         match action {
+            Action::PrepareContainer { container, attempt, .. } => {
+                let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+                let image = containers.filter(|found| found.name == container).find_map(|found| found.image.clone());
+                Outcome::Prepared(Launched { attempt, image: image.unwrap_or_default() })
+            }
             Action::LeaseAddresses => Outcome::Leased(vec!["10.85.0.2".parse().unwrap()]),
             Action::ResolveImage { .. } => Outcome::Image("sha256:aa".to_owned()),
             Action::CreateSandbox => {
@@ -141,7 +151,7 @@ impl FakeHost {
 }
 
 impl PodHost for FakeHost {
-    fn execute(self: Arc<Self>, _pod: Arc<Pod>, action: Action) -> BoxFuture<'static, Result<Done, ActionError>> {
+    fn execute(self: Arc<Self>, pod: Arc<Pod>, action: Action) -> BoxFuture<'static, Result<Done, ActionError>> {
         self.begun.lock().unwrap().push((action.clone(), self.clock.passed()));
         let step = self.script.lock().unwrap().get_mut(&action).and_then(VecDeque::pop_front);
         Box::pin(async move {
@@ -154,8 +164,13 @@ impl PodHost for FakeHost {
                 Some(Step::Hold(release)) => release.notified().await,
                 None => {}
             }
-            Ok(Done::new(self.healthy(action).await))
+            Ok(Done::new(self.healthy(&pod, action).await))
         })
+    }
+
+    fn record(self: Arc<Self>, record: Arc<PodRecord>) -> BoxFuture<'static, Result<Done, ActionError>> {
+        self.recorded.lock().unwrap().push(record.clone());
+        self.execute(record.pod.clone(), Action::RecordPod)
     }
 
     fn now(&self) -> Timestamp {
@@ -203,6 +218,19 @@ pub fn pod(uid: &str, name: &str) -> Pod {
         ..PodSpec::default()
     });
     pod
+}
+
+/// The ledger's entry of a pod from a file.
+pub fn record(pod: Pod, start_time: Timestamp) -> PodRecord {
+    let origin = format!("file:/m/{}.yaml", pod.metadata.name.as_deref().unwrap_or_default());
+    PodRecord {
+        version: record::VERSION,
+        pod: Arc::new(pod),
+        source: SourceId::File,
+        origin,
+        start_time,
+        sourced: None,
+    }
 }
 
 pub fn node() -> Arc<NodeView> {
