@@ -1,5 +1,7 @@
 //! The verbs a plan is made of. Every one may be repeated: done twice it is Ok and changes nothing.
 
+use std::collections::BTreeMap;
+
 use super::restart::RestartReason;
 
 /// One thing to do now. All actions of a plan may run at once.
@@ -51,6 +53,11 @@ pub enum Action {
         /// Attempt.
         attempt: u32,
     },
+    /// Bring the pod's cgroup, and those of running containers, to what the pod is allocated.
+    ResizePod {
+        /// The containers and their attempts.
+        containers: BTreeMap<String, u32>,
+    },
     /// Send the stop signal.
     StopContainer {
         /// Container.
@@ -94,6 +101,7 @@ impl Action {
             Action::EnsureDirs
                 | Action::RecordPod
                 | Action::MarkRestart { .. }
+                | Action::ResizePod { .. }
                 | Action::LeaseAddresses
                 | Action::MountVolume(_)
                 | Action::CreateSandbox

@@ -160,10 +160,15 @@ pub fn next_steps<'a>(
     steps
 }
 
+/// The containers whose resources may change: main ones and sidecars.
+pub(super) fn resizable(pod: &Pod) -> impl Iterator<Item = &Container> {
+    init_containers(pod).iter().filter(|container| is_sidecar(container)).chain(containers(pod))
+}
+
 /// Whether a running container follows a change of its definition: one that does its work once keeps what it began
 /// with (upstream restarts main containers and sidecars).
 pub(super) fn restarts_when_changed(pod: &Pod, container: &Container) -> bool {
-    is_sidecar(container) || containers(pod).iter().any(|main| main.name == container.name)
+    resizable(pod).any(|found| found.name == container.name)
 }
 
 /// Whether an init container has done its work for the sandbox `generation`.

@@ -5,7 +5,12 @@ use std::{
     net::IpAddr,
 };
 
-use k8s_openapi::{api::core::v1::Container, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Container, ResourceRequirements},
+    jiff::Timestamp,
+};
+
+use super::resize::Allocation;
 
 /// Everything observed of one pod.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -24,6 +29,8 @@ pub struct ObservedPod {
     pub launched: BTreeMap<String, Launched>,
     /// Per container: the attempt that was, or is being, stopped in order to be followed by another.
     pub restarts: BTreeMap<String, u32>,
+    /// What the pod's own cgroup was sized for last; `None` when that is not known to differ from what is wanted.
+    pub sized: Option<Allocation>,
     /// Its supervisor.
     pub sandbox: Sandbox,
     /// Generation of the newest sandbox, from 1; 0 before the first.
@@ -170,12 +177,14 @@ pub struct Prepared {
 }
 
 /// What an attempt was prepared with, as far as it may change while it runs.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Launched {
     /// Attempt.
     pub attempt: u32,
     /// Image as the pod named it.
     pub image: String,
+    /// Requests and limits in force: those it was prepared with, or resized to since.
+    pub resources: ResourceRequirements,
 }
 
 /// One attempt at a container.

@@ -1,6 +1,6 @@
 //! The decision: what is to be done for a pod now, what its status is, and when to look again.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
     api::core::v1::{Container, Pod, PodStatus},
@@ -13,6 +13,7 @@ use super::{
     lifecycle::{self, Next},
     memory::{Memory, seconds},
     observed::{Network, ObservedPod, Prepared, Sandbox},
+    resize::{self, How},
     restart, status,
 };
 
@@ -120,6 +121,7 @@ impl Planner<'_> {
         let volumes = volumes.iter().all(|volume| self.observed.volumes.contains(&volume.name));
         // What the launch record says is known before the sandbox is there, so that the two are made side by side.
         let preparable = volumes && self.observed.network != Network::Absent;
+        self.resize();
         for (container, next) in steps {
             match next {
                 Next::Start(attempt) => self.start(&container.name, attempt, preparable, sandbox && network),
@@ -141,7 +143,7 @@ impl Planner<'_> {
         if self.observed.images.get(container).is_none_or(|image| image.attempt != attempt) {
             self.act(Action::ResolveImage { container: name, attempt });
         } else if self.observed.prepared.get(container) != Some(&Prepared { attempt, generation }) {
-            if preparable {
+            if preparable && self.has_its_size() {
                 self.act(Action::PrepareContainer { container: name, attempt, generation });
             }
         } else if startable {
@@ -162,6 +164,40 @@ impl Planner<'_> {
         {
             self.act(Action::MarkRestart { container: name, attempt, why });
         }
+    }
+
+    /// Brings cgroups to a changed allocation, once the containers that have to start anew with theirs have ended.
+    fn resize(&mut self) {
+        if !matches!(self.observed.sandbox, Sandbox::Running { .. }) {
+            return; // it will be made with its new size
+        }
+        let mut containers = BTreeMap::new();
+        for container in lifecycle::resizable(self.pod) {
+            let Some(launched) = self.observed.launched(&container.name) else { continue };
+            if !self.observed.runs(&container.name, launched.attempt) {
+                continue;
+            }
+            let restarting = self.observed.restarting(&container.name, launched.attempt);
+            match resize::how(container, &launched.resources) {
+                None => {}
+                Some(How::Restart) => return,
+                Some(How::InPlace) if restarting => return,
+                Some(How::InPlace) => {
+                    containers.insert(container.name.clone(), launched.attempt);
+                }
+            }
+        }
+        let under_way = self.memory.in_flight.iter().any(|action| matches!(action, Action::ResizePod { .. }));
+        if !under_way && (!containers.is_empty() || !self.observed.is_sized(self.pod)) {
+            self.act(Action::ResizePod { containers });
+        }
+    }
+
+    /// Whether the pod's cgroup has room for what is started in it: it has been resized, or that has failed.
+    fn has_its_size(&self) -> bool {
+        !matches!(self.observed.sandbox, Sandbox::Running { .. })
+            || self.observed.is_sized(self.pod)
+            || self.memory.failure_of(&Action::ResizePod { containers: BTreeMap::new() }).is_some()
     }
 
     /// The latest attempt and the one before it stay (for `lastState` and the previous log).

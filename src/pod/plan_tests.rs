@@ -8,21 +8,20 @@ use k8s_openapi::{
 use super::{
     Action, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
     backoff::CRASH_LOOP,
-    observed::{Attempt, AttemptState, Ended, Launched, Leftovers, Network, Prepared, ResolvedImage, Sandbox},
+    observed::{Attempt, AttemptState, Ended, Leftovers, Network, Prepared, ResolvedImage, Sandbox},
     plan::plan,
-    restart::RestartReason,
 };
 
-fn at(seconds: i64) -> Timestamp {
+pub(super) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + seconds).expect("in range")
 }
 
 /// A pod with one init container and two main ones, all of it healthy at second 100.
-struct Case {
-    pod: Pod,
-    observed: ObservedPod,
-    memory: Memory,
-    now: Timestamp,
+pub(super) struct Case {
+    pub(super) pod: Pod,
+    pub(super) observed: ObservedPod,
+    pub(super) memory: Memory,
+    pub(super) now: Timestamp,
 }
 
 fn container(name: &str) -> Container {
@@ -37,11 +36,11 @@ fn attempt_of(generation: u32, number: u32, state: AttemptState) -> Attempt {
     Attempt { number, generation, id: format!("{number:064x}"), image_id: "sha256:aa".to_owned(), state }
 }
 
-fn running(number: u32) -> Attempt {
+pub(super) fn running(number: u32) -> Attempt {
     attempt(number, AttemptState::Running { pid: 100, started_at: at(10) })
 }
 
-fn ended(number: u32, exit_code: i32, finished: i64) -> Attempt {
+pub(super) fn ended(number: u32, exit_code: i32, finished: i64) -> Attempt {
     attempt(
         number,
         AttemptState::Ended(Ended {
@@ -98,21 +97,21 @@ impl Case {
         self.observed.prepared.insert(container.to_owned(), Prepared { attempt, generation });
     }
 
-    fn set(&mut self, container: &str, attempts: Vec<Attempt>) {
+    pub(super) fn set(&mut self, container: &str, attempts: Vec<Attempt>) {
         self.observed.containers.insert(container.to_owned(), attempts);
     }
 
-    fn spec(&mut self) -> &mut PodSpec {
+    pub(super) fn spec(&mut self) -> &mut PodSpec {
         self.pod.spec.as_mut().expect("a spec")
     }
 
-    fn policy(&mut self, policy: &str) {
+    pub(super) fn policy(&mut self, policy: &str) {
         self.spec().restart_policy = Some(policy.to_owned());
     }
 }
 
 #[track_caller]
-fn case(sentence: &str, change: impl FnOnce(&mut Case), actions: &[Action]) -> Plan {
+pub(super) fn case(sentence: &str, change: impl FnOnce(&mut Case), actions: &[Action]) -> Plan {
     let mut case = healthy();
     change(&mut case);
     let plan = case.plan();
@@ -120,23 +119,23 @@ fn case(sentence: &str, change: impl FnOnce(&mut Case), actions: &[Action]) -> P
     plan
 }
 
-fn start(container: &str, attempt: u32) -> Action {
+pub(super) fn start(container: &str, attempt: u32) -> Action {
     Action::StartContainer { container: container.to_owned(), attempt }
 }
 
-fn prepare(container: &str, attempt: u32, generation: u32) -> Action {
+pub(super) fn prepare(container: &str, attempt: u32, generation: u32) -> Action {
     Action::PrepareContainer { container: container.to_owned(), attempt, generation }
 }
 
-fn resolve(container: &str, attempt: u32) -> Action {
+pub(super) fn resolve(container: &str, attempt: u32) -> Action {
     Action::ResolveImage { container: container.to_owned(), attempt }
 }
 
-fn stop(container: &str) -> Action {
+pub(super) fn stop(container: &str) -> Action {
     Action::StopContainer { container: container.to_owned(), attempt: 0 }
 }
 
-fn kill(container: &str) -> Action {
+pub(super) fn kill(container: &str) -> Action {
     Action::KillContainer { container: container.to_owned(), attempt: 0 }
 }
 
@@ -452,88 +451,4 @@ fn delays_are_bounded_by_time_not_by_luck() {
     }
     let wake = case.plan().wake_at.expect("a retry");
     assert_eq!(wake.duration_since(case.now), SignedDuration::from_secs(300));
-}
-
-/// `app` was launched with an image that is not the pod's any more.
-fn outgrown(case: &mut Case) {
-    let launched = Launched { attempt: 0, image: "busybox:0".to_owned() };
-    case.observed.launched.insert("app".to_owned(), launched);
-}
-
-#[test]
-fn a_container_that_its_pod_has_outgrown_is_stopped_and_started_again() {
-    let mark = Action::MarkRestart { container: "app".to_owned(), attempt: 0, why: RestartReason::Definition };
-    let marked = |case: &mut Case| {
-        outgrown(case);
-        case.observed.restarts.insert("app".to_owned(), 0);
-    };
-    case("a container whose image has changed is marked", outgrown, std::slice::from_ref(&mark));
-    case("one of an unknown image is left alone", |_| {}, &[]);
-    case(
-        "what an earlier attempt ran says nothing",
-        |c| {
-            outgrown(c);
-            c.set("app", vec![ended(0, 1, 50), running(1)]);
-        },
-        &[],
-    );
-    case(
-        "an init container goes on with what it began",
-        |c| {
-            c.set("init", vec![running(0)]);
-            c.observed.containers.retain(|name, _| name == "init");
-            let launched = Launched { attempt: 0, image: "busybox:0".to_owned() };
-            c.observed.launched.insert("init".to_owned(), launched);
-        },
-        &[],
-    );
-    case("a marked one is stopped", marked, &[stop("app")]);
-    let plan = case(
-        "one that was stopped is waited for",
-        |c| {
-            marked(c);
-            c.memory.stopping.insert("app".to_owned(), (0, at(95)));
-        },
-        &[],
-    );
-    assert_eq!(plan.wake_at, Some(at(125)));
-    case(
-        "one that does not stop is killed",
-        |c| {
-            marked(c);
-            c.memory.stopping.insert("app".to_owned(), (0, at(60)));
-        },
-        &[kill("app")],
-    );
-    for policy in ["Always", "OnFailure", "Never"] {
-        let plan = case(
-            "one that has stopped is started again at once, whatever the policy and its past",
-            |c| {
-                marked(c);
-                c.policy(policy);
-                c.set("app", vec![ended(0, 0, 99)]);
-                c.memory.crash_loop.entry("app".to_owned()).or_default().advance(&CRASH_LOOP, at(99));
-            },
-            &[resolve("app", 1)],
-        );
-        assert_eq!(plan.status.phase.as_deref(), Some("Running"), "{policy}");
-    }
-    case(
-        "a pod that goes starts nothing again",
-        |c| {
-            marked(c);
-            c.set("app", vec![ended(0, 143, 99)]);
-            c.memory.terminate(30, at(99));
-        },
-        &[stop("log")],
-    );
-    case(
-        "nothing is prepared under what is being started",
-        |c| {
-            c.observed.containers.remove("app");
-            c.observed.images.remove("app");
-            c.memory.in_flight.insert(start("app", 0));
-        },
-        &[],
-    );
 }

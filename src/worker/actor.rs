@@ -7,7 +7,7 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{Pod, PodStatus},
+    api::core::v1::{Pod, PodCondition, PodStatus},
     jiff::Timestamp,
 };
 use tokio::{
@@ -22,10 +22,12 @@ use super::{
     record::PodRecord,
 };
 use crate::{
+    obs::events::Severity,
     pod::{
         Action, Memory, NodeView, ObservedPod, Outcome,
         observed::{Attempt, AttemptState, Ended, Sandbox},
         plan,
+        resize::{self, Allocation, Pending},
     },
     runtime::container_ref::ContainerRef,
 };
@@ -37,6 +39,8 @@ pub struct Wanted {
     pub terminate: Option<i64>,
     /// The pod as it is wanted now, once it has changed. It counts when it is durable in the ledger.
     pub record: Option<Arc<PodRecord>>,
+    /// A change of its resources that has no room.
+    pub resize: Option<Pending>,
 }
 
 /// What an actor tells of itself after each plan that changed something.
@@ -52,8 +56,10 @@ pub struct Report {
 
 /// Everything an actor is made of.
 pub struct Actor {
-    /// The pod as it is in the ledger.
+    /// The pod as it is in the ledger, with the resources that it is allocated: everything goes by it.
     pub pod: Arc<Pod>,
+    /// The pod with the resources that are wanted: what is reported.
+    pub desired: Arc<Pod>,
     /// What is known at the start: nothing for a new pod, what was recovered for an adopted one.
     pub observed: ObservedPod,
     /// What is remembered at the start (start time, rejection, crash loops).
@@ -108,6 +114,7 @@ impl Actor {
             if let Some(grace) = wanted.terminate {
                 self.memory.terminate(grace, now);
             }
+            self.memory.resize = wanted.resize;
             let plan = plan(&self.pod, &self.observed, &self.memory, &self.node, now);
             self.publish(plan.status, &stages, std::mem::take(&mut changes.unreported));
             if self.observed.forgotten {
@@ -211,7 +218,12 @@ impl Actor {
             pulls.for_each(|task| task.handle.abort());
         }
         info!(pod = self.name(), generation = record.pod.metadata.generation, "the pod has changed");
-        self.pod = record.pod.clone();
+        let effective = record.effective();
+        if Allocation::of(&effective) != Allocation::of(&self.pod) {
+            // An error of the resize before says nothing about this one.
+            self.memory.failures.retain(|failure| !matches!(failure.action, Action::ResizePod { .. }));
+        }
+        (self.pod, self.desired) = (effective, record.pod.clone());
         changes.recorded = Some(record);
         changes.unreported = true;
     }
@@ -259,6 +271,11 @@ impl Actor {
                 self.memory.ended(&action, None, self.host.now());
                 match (&action, done.outcome) {
                     (Action::RecordPod, _) => self.swap(changes, tasks),
+                    (Action::ResizePod { containers }, _) => self.observed.resized(&task.pod, containers),
+                    (Action::CreateSandbox, outcome) => {
+                        self.observed.sized = Some(Allocation::of(&task.pod));
+                        self.observed.apply(&action, outcome);
+                    }
                     (Action::StartContainer { container, .. }, Outcome::Attempt(attempt)) => {
                         self.saw(container, attempt)
                     }
@@ -312,14 +329,39 @@ impl Actor {
 
     fn publish(&mut self, status: PodStatus, stages: &[Stage], swapped: bool) {
         let changed = swapped || self.memory.status != status;
+        self.tell_of_resize(&status);
         self.memory.status = status;
         let known =
             self.reports.borrow().as_ref().map(|report| (report.observed == self.observed, report.stages.len()));
         if changed || known != Some((true, stages.len())) {
-            let mut pod = Pod::clone(&self.pod);
+            let mut pod = Pod::clone(&self.desired);
             pod.status = Some(self.memory.status.clone());
             let report = Report { pod, observed: self.observed.clone(), stages: stages.to_vec() };
             self.reports.send_replace(Some(Arc::new(report)));
+        }
+    }
+
+    /// The events of a resize that is allocated: begun, failed, done.
+    fn tell_of_resize(&self, status: &PodStatus) {
+        let progress = |status: &PodStatus| {
+            let mut conditions = status.conditions.iter().flatten();
+            conditions.find(|condition| condition.type_ == "PodResizeInProgress").cloned()
+        };
+        let (before, after) = (progress(&self.memory.status), progress(status));
+        let tell = |severity, reason, what: &str, error: &str| {
+            let message = format!("Pod resize {what}: {}", resize::summary(&self.pod, error));
+            self.host.event(&self.pod, severity, reason, message);
+        };
+        match (&before, &after) {
+            (None, Some(_)) => tell(Severity::Normal, "ResizeStarted", "started", ""),
+            (Some(_), None) if self.memory.termination.is_none() => {
+                tell(Severity::Normal, "ResizeCompleted", "completed", "");
+            }
+            _ => {}
+        }
+        let error = |condition: &Option<PodCondition>| condition.as_ref().and_then(|found| found.message.clone());
+        if let Some(message) = error(&after).filter(|message| error(&before).as_ref() != Some(message)) {
+            tell(Severity::Warning, "ResizeError", "error", &message);
         }
     }
 
@@ -339,6 +381,7 @@ fn stage_name(action: &Action) -> String {
         Action::AttachNetwork => "network".to_owned(),
         Action::PrepareContainer { container, .. } => format!("{container}/prepared"),
         Action::MarkRestart { container, .. } => format!("{container}/restart"),
+        Action::ResizePod { .. } => "resized".to_owned(),
         Action::StartContainer { container, .. } => format!("{container}/started"),
         Action::StopContainer { container, .. } => format!("{container}/stop"),
         Action::KillContainer { container, .. } => format!("{container}/kill"),

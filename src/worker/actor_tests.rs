@@ -34,6 +34,7 @@ fn rig(script: impl FnOnce(&mut FakeHost)) -> Rig {
     let (sender, reports) = watch::channel(None);
     let actor = Actor {
         pod: Arc::new(pod("u1", "web")),
+        desired: Arc::new(pod("u1", "web")),
         observed: ObservedPod::default(),
         memory: Memory { start_time: Some(clock.now()), ..Memory::default() },
         node: node(),

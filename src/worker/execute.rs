@@ -139,7 +139,7 @@ impl Host {
 
     /// The pod as it is in the ledger, for what is not an action on a given pod. Waits while it is being written.
     pub(super) fn pod(&self) -> Arc<Pod> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner).pod.clone()
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).effective()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -363,7 +363,11 @@ impl Host {
     fn prepare_container(&self, pod: &Pod, name: &str, attempt: u32, generation: u32) -> Result<Done, ActionError> {
         const REASON: &str = "CreateContainerError";
         let container = container(pod, name)?;
-        let launched = Launched { attempt, image: container.image().to_owned() };
+        let launched = Launched {
+            attempt,
+            image: container.image().to_owned(),
+            resources: container.resources().cloned().unwrap_or_default(),
+        };
         let directory = self.dirs.attempt(name, attempt);
         let recorded = records::read(&directory).map_err(because(REASON))?;
         if let Some(recorded) = recorded
@@ -466,6 +470,7 @@ impl PodHost for Host {
                 Action::MarkRestart { container, attempt, why } => {
                     blocking(move || host.mark_restart(&pod, &container, attempt, why)).await
                 }
+                Action::ResizePod { containers } => blocking(move || host.resize_pod(&pod, &containers)).await,
                 Action::StartContainer { container, attempt } => self.start_container(&container, attempt).await,
                 Action::StopContainer { container, attempt } => self.stop_container(&container, attempt).await,
                 Action::KillContainer { container, .. } => self.kill_container(&container).await,

@@ -9,6 +9,7 @@ use super::{
     record::PodRecord,
 };
 use crate::{
+    obs::events::Severity,
     pod::{Action, Outcome, observed::Attempt},
     supervisor::spec::ExecSpec,
 };
@@ -26,6 +27,9 @@ pub trait PodHost: Send + Sync + 'static {
     fn now(&self) -> Timestamp {
         Timestamp::now()
     }
+
+    /// Notes that something happened to the pod as a whole.
+    fn event(&self, _pod: &Pod, _severity: Severity, _reason: &str, _message: String) {}
 
     /// An attempt ended: the room to remove what only its processes needed (its cgroup). Called once for each.
     fn attempt_ended(&self, _attempt: &Attempt) {}

@@ -20,7 +20,8 @@ use super::{
     record::{self, PodRecord},
 };
 use crate::{
-    api::{problem::ManifestProblem, update::Change},
+    api::{problem::ManifestProblem, resources::Resources, update::Change},
+    obs::events::Severity,
     pod::{
         Memory, NodeView, ObservedPod, Rejection,
         desired::{Desired, DesiredPod, SourcedPod, full_name},
@@ -45,6 +46,14 @@ pub trait Hosts: Send + Sync + 'static {
 
     /// The pods there are now, after a change.
     fn changed(&self, _pods: &[&Pod]) {}
+
+    /// What the node has for all pods together.
+    fn allocatable(&self) -> Resources {
+        Resources::new()
+    }
+
+    /// Notes that something happened to a pod.
+    fn event(&self, _pod: &Pod, _severity: Severity, _reason: &str, _message: String) {}
 }
 
 /// A pod found on this machine at start.
@@ -81,6 +90,8 @@ pub(super) struct Running {
     pub(super) record: Arc<PodRecord>,
     pub(super) full_name: String,
     pub(super) rejected: bool,
+    /// With what it is allocated: what it counts for.
+    pub(super) effective: Arc<Pod>,
     /// What its source said last, so that nothing is compared twice.
     pub(super) sourced: Option<Arc<SourcedPod>>,
     pub(super) wanted: watch::Sender<Wanted>,
@@ -99,7 +110,7 @@ pub struct Update {
 
 /// The manager.
 pub struct Manager {
-    hosts: Arc<dyn Hosts>,
+    pub(super) hosts: Arc<dyn Hosts>,
     node: Arc<NodeView>,
     entries: Entries,
     pub(super) running: BTreeMap<String, Running>,
@@ -211,25 +222,27 @@ impl Manager {
             self.start(pod, seen);
         }
         self.waiting.retain(|uid| desired.pods.contains_key(uid));
+        self.resize_waiting();
         self.tell_hosts();
         problems
     }
 
     pub(super) fn tell_hosts(&self) {
         let pods: Vec<&Pod> =
-            self.running.values().filter(|running| !running.rejected).map(|running| &*running.record.pod).collect();
+            self.running.values().filter(|running| !running.rejected).map(|running| &*running.effective).collect();
         self.hosts.changed(&pods);
     }
 
     fn start(&mut self, desired: &DesiredPod, seen: Instant) {
         let others: Vec<&Pod> =
-            self.running.values().filter(|running| !running.rejected).map(|running| &*running.record.pod).collect();
+            self.running.values().filter(|running| !running.rejected).map(|running| &*running.effective).collect();
         let mut pod = desired.pod.pod.clone();
         // What an API server says of a new pod.
         pod.metadata.generation.get_or_insert(1);
         let record = PodRecord {
             version: record::VERSION,
             pod: Arc::new(pod),
+            allocated: None,
             source: desired.source,
             origin: desired.pod.origin.clone(),
             start_time: self.hosts.now(),
@@ -259,14 +272,13 @@ impl Manager {
         let (wanted, wishes) = watch::channel(Wanted::default());
         let (reports, readers) = watch::channel(None);
         let rejected = memory.rejection.is_some();
-        let pod = record.pod.clone();
-        let entry = Entry { source: record.origin.clone(), reports: readers, host: host.clone(), pod: pod.clone() };
+        let (desired, pod) = (record.pod.clone(), record.effective());
+        let entry = Entry { source: record.origin.clone(), reports: readers, host: host.clone(), pod: desired.clone() };
         self.lock().insert(uid.clone(), entry);
-        let full_name = full_name(&pod);
-        let record = Arc::new(record);
-        self.running.insert(uid.clone(), Running { record, full_name, rejected, sourced: None, wanted });
+        let (full_name, effective, record) = (full_name(&pod), pod.clone(), Arc::new(record));
+        self.running.insert(uid.clone(), Running { record, full_name, rejected, effective, sourced: None, wanted });
         let node = self.node.clone();
-        let actor = Actor { pod, observed, memory, node, host, wanted: wishes, events, reports, seen };
+        let actor = Actor { pod, desired, observed, memory, node, host, wanted: wishes, events, reports, seen };
         self.tasks.spawn(async move {
             actor.run().await;
             uid

@@ -18,6 +18,7 @@ pub mod records;
 mod recover;
 #[cfg(test)]
 mod recover_tests;
+mod resize;
 mod ruleset;
 pub mod run;
 pub mod shared;

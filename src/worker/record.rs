@@ -6,7 +6,10 @@ use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use md5::{Digest, Md5};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{api::static_pod::SEEN_ANNOTATION, pod::desired::SourceId};
+use crate::{
+    api::static_pod::SEEN_ANNOTATION,
+    pod::{desired::SourceId, resize::Allocation},
+};
 
 /// Version of `pod.json`.
 pub const VERSION: u32 = 1;
@@ -17,9 +20,12 @@ pub const VERSION: u32 = 1;
 pub struct PodRecord {
     /// [`VERSION`] of the writer.
     pub version: u32,
-    /// As admitted, without a status.
+    /// As it is wanted, without a status.
     #[serde(serialize_with = "write_pod", deserialize_with = "read_pod")]
     pub pod: Arc<Pod>,
+    /// What the node has given the pod, where that is not what its spec asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocated: Option<Allocation>,
     /// Which source wanted it.
     pub source: SourceId,
     /// Where exactly (`file:<path>`).
@@ -36,6 +42,14 @@ impl PodRecord {
     /// UID of the pod.
     pub fn uid(&self) -> &str {
         self.pod.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// The pod with what it is allocated in its spec: what runs, and what it counts for.
+    pub fn effective(&self) -> Arc<Pod> {
+        match &self.allocated {
+            None => self.pod.clone(),
+            Some(allocated) => Arc::new(allocated.apply(&self.pod)),
+        }
     }
 }
 

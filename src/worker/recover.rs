@@ -170,6 +170,9 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
     let made = !matches!(sandbox, Ok(None));
     let falls_back = |container: &str| host.falls_back_to_logs(container);
     attempts(&host.dirs, &mut observed, snapshot.as_ref(), made, &name, &falls_back);
+    if matches!(observed.sandbox, Sandbox::Running { .. }) {
+        host.observe_sizes(&record.effective(), &mut observed);
+    }
     for (container, attempts) in &observed.containers {
         if let Some(latest) = attempts.last() {
             let started = match &latest.state {
@@ -268,7 +271,8 @@ fn note_launch(observed: &mut ObservedPod, launch: &LaunchSpec, restart: bool) {
     if observed.launched.get(&launch.container).is_some_and(|known| known.attempt > launch.attempt) {
         return;
     }
-    let launched = Launched { attempt: launch.attempt, image: launch.image.clone() };
+    // The resources are read from its cgroup where it runs.
+    let launched = Launched { attempt: launch.attempt, image: launch.image.clone(), ..Launched::default() };
     observed.launched.insert(launch.container.clone(), launched);
     if restart {
         observed.restarts.insert(launch.container.clone(), launch.attempt);

@@ -53,6 +53,7 @@ impl Place {
         let record = PodRecord {
             version,
             pod: std::sync::Arc::new(pod),
+            allocated: None,
             source: SourceId::File,
             origin: "file:/m/a.yaml".to_owned(),
             start_time: Timestamp::now(),

@@ -21,6 +21,7 @@ use super::{
     record::{self, PodRecord},
 };
 use crate::{
+    obs::events::Severity,
     pod::{
         Action, NodeView, Outcome,
         backoff::CRASH_LOOP,
@@ -80,6 +81,8 @@ pub struct FakeHost {
     ended: Mutex<Vec<(String, u32)>>,
     /// What was to be written into the ledger.
     pub recorded: Mutex<Vec<Arc<PodRecord>>>,
+    /// Reasons and messages of events.
+    pub told: Mutex<Vec<(String, String)>>,
     generation: Mutex<u32>,
 }
 
@@ -93,6 +96,7 @@ impl FakeHost {
             begun: Mutex::default(),
             ended: Mutex::default(),
             recorded: Mutex::default(),
+            told: Mutex::default(),
             generation: Mutex::default(),
         }
     }
@@ -122,9 +126,10 @@ impl FakeHost {
     async fn healthy(&self, pod: &Pod, action: Action) -> Outcome {
         match action {
             Action::PrepareContainer { container, attempt, .. } => {
-                let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-                let image = containers.filter(|found| found.name == container).find_map(|found| found.image.clone());
-                Outcome::Prepared(Launched { attempt, image: image.unwrap_or_default() })
+                let mut containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+                let found = containers.find(|found| found.name == container).cloned().unwrap_or_default();
+                let (image, resources) = (found.image.unwrap_or_default(), found.resources.unwrap_or_default());
+                Outcome::Prepared(Launched { attempt, image, resources })
             }
             Action::LeaseAddresses => Outcome::Leased(vec!["10.85.0.2".parse().unwrap()]),
             Action::ResolveImage { .. } => Outcome::Image("sha256:aa".to_owned()),
@@ -177,6 +182,10 @@ impl PodHost for FakeHost {
         self.clock.now()
     }
 
+    fn event(&self, _pod: &Pod, _severity: Severity, reason: &str, message: String) {
+        self.told.lock().unwrap().push((reason.to_owned(), message));
+    }
+
     fn attempt_ended(&self, attempt: &Attempt) {
         self.ended.lock().unwrap().push((attempt.id.clone(), attempt.number));
     }
@@ -226,6 +235,7 @@ pub fn record(pod: Pod, start_time: Timestamp) -> PodRecord {
     PodRecord {
         version: record::VERSION,
         pod: Arc::new(pod),
+        allocated: None,
         source: SourceId::File,
         origin,
         start_time,

@@ -8,17 +8,22 @@ use tracing::info;
 
 use super::{
     handle::NodeError,
-    manager::{Manager, Update},
+    manager::{Manager, Running, Update},
     record::{self, PodRecord},
 };
 use crate::{
     api::{
         problem::ManifestProblem,
+        resources::Resources,
         unsupported::{Consequence, unsupported},
         update::{Change, Scope, next_generation, validate_update},
         validation::FieldError,
     },
-    pod::desired::{DesiredPod, SourceId, SourcedPod},
+    obs::events::Severity,
+    pod::{
+        desired::{DesiredPod, SourceId, SourcedPod},
+        resize::{Allocation, Decision, Pending, decide, precedence, summary},
+    },
 };
 
 impl Manager {
@@ -108,15 +113,75 @@ impl Manager {
         if new == **old && sourced == running.record.sourced {
             return None;
         }
-        let pod = Arc::new(new);
-        let record = Arc::new(PodRecord { pod: pod.clone(), sourced, ..PodRecord::clone(&running.record) });
+        // It keeps what it has until there is room for what it wants.
+        let (held, pod) = (Allocation::of(&running.effective), Arc::new(new));
+        let allocated = (held != Allocation::of(&pod)).then_some(held);
+        let record = PodRecord { pod: pod.clone(), allocated, sourced, ..PodRecord::clone(&running.record) };
         info!(pod = running.full_name, uid, generation = pod.metadata.generation, "the pod is to change");
-        running.record = record.clone();
-        running.wanted.send_modify(|wanted| wanted.record = Some(record));
+        running.wanted.send_modify(|wanted| wanted.resize = None);
+        running.write(record);
         if let Some(entry) = self.lock().get_mut(uid) {
             entry.pod = pod.clone();
         }
+        self.resize_waiting();
         Some(pod)
+    }
+
+    /// Gives room to those that wait for it, as long as there is any.
+    pub(super) fn resize_waiting(&mut self) {
+        let waits = |running: &&Running| {
+            running.record.allocated.is_some() && !running.rejected && running.wanted.borrow().terminate.is_none()
+        };
+        let mut waiting: Vec<(String, _)> = self
+            .running
+            .values()
+            .filter(waits)
+            .map(|running| {
+                let since = running.wanted.borrow().resize.as_ref().map(|pending| pending.since);
+                (running.record.uid().to_owned(), precedence(&running.record.pod, &running.effective, since))
+            })
+            .collect();
+        waiting.sort_by(|(_, one), (_, other)| one.cmp(other));
+        let allocatable = self.hosts.allocatable();
+        for (uid, _) in waiting {
+            self.resize(&uid, &allocatable);
+        }
+    }
+
+    fn resize(&mut self, uid: &str, allocatable: &Resources) {
+        let Some(running) = self.running.get(uid) else { return };
+        let others = self.running.iter().filter(|(other, running)| *other != uid && !running.rejected);
+        let others: Vec<&Pod> = others.map(|(_, running)| &*running.effective).collect();
+        let pod = running.record.pod.clone();
+        let decision = decide(&pod, &running.effective, allocatable, |pod| self.hosts.admit(pod, &others));
+        let (hosts, now) = (self.hosts.clone(), self.hosts.now());
+        let Some(running) = self.running.get_mut(uid) else { return };
+        match decision {
+            Decision::Settled | Decision::Allocate => {
+                running.wanted.send_modify(|wanted| wanted.resize = None);
+                running.write(PodRecord { allocated: None, ..PodRecord::clone(&running.record) });
+            }
+            Decision::Wait(reason, message) => {
+                let known = running.wanted.borrow().resize.clone();
+                if known.as_ref().is_some_and(|known| known.reason == reason && known.message == message) {
+                    return;
+                }
+                let since = known.filter(|known| known.reason == reason).map_or(now, |known| known.since);
+                let event = format!("Pod resize {}: {}", reason.as_str(), summary(&pod, &message));
+                hosts.event(&pod, Severity::Warning, &format!("Resize{}", reason.as_str()), event);
+                running.wanted.send_modify(|wanted| wanted.resize = Some(Pending { reason, message, since }));
+            }
+        }
+    }
+}
+
+impl Running {
+    /// Makes `record` what is wanted; the actor makes it durable.
+    fn write(&mut self, record: PodRecord) {
+        let record = Arc::new(record);
+        self.effective = record.effective();
+        self.record = record.clone();
+        self.wanted.send_modify(|wanted| wanted.record = Some(record));
     }
 }
 
