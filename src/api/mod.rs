@@ -12,4 +12,5 @@ pub mod resources;
 pub mod static_pod;
 pub mod sysctl;
 pub mod unsupported;
+pub mod update;
 pub mod validation;

@@ -10,12 +10,12 @@ use std::{
 
 use futures_util::future::join_all;
 use k8s_openapi::jiff::SignedDuration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
 use super::{
     machine,
-    manager::{Entries, Manager},
+    manager::{Entries, Manager, Update},
     node::RunningNode,
     recover, ruleset,
     shared::{RealHosts, Shared},
@@ -35,6 +35,9 @@ use crate::{
     },
     sys::process,
 };
+
+/// Changes of pods that may wait for the manager; whoever asks for another waits beyond that.
+const UPDATES: usize = 16;
 
 /// How long after the last change of the pods the memory that it took is given back.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -93,6 +96,7 @@ pub struct Agent {
     manager: Manager,
     sources: Vec<Updates>,
     problems: watch::Sender<Vec<ManifestProblem>>,
+    updates: mpsc::Receiver<Update>,
     /// Pods of the ledger that are left alone.
     unreadable: Vec<ManifestProblem>,
     /// What the servers show.
@@ -191,8 +195,20 @@ impl Agent {
 
         let (sources, file_source) = start_sources(&shared.config)?;
         let (problems, readers) = watch::channel(unreadable.clone());
-        let node = Arc::new(RunningNode { entries, problems: readers, layout: shared.config.layout.clone() });
-        Ok(Agent { shared, manager, sources, problems, unreadable, node, _locks: locks, _file_source: file_source })
+        let (sender, updates) = mpsc::channel(UPDATES);
+        let layout = shared.config.layout.clone();
+        let node = Arc::new(RunningNode { entries, problems: readers, layout, updates: sender });
+        Ok(Agent {
+            shared,
+            manager,
+            sources,
+            problems,
+            updates,
+            unreadable,
+            node,
+            _locks: locks,
+            _file_source: file_source,
+        })
     }
 
     /// The image store, for the servers.
@@ -222,13 +238,14 @@ impl Agent {
                     None => std::future::pending().await,
                 }
             };
-            // Cancel-safe: a notification stays until it is taken, `pod_gone` loses no actor when it is dropped, and the
-            // time to tidy stays what it is.
+            // Cancel-safe: a notification stays until it is taken, `pod_gone` loses no actor and `recv` no message when
+            // it is dropped, and the time to tidy stays what it is.
             tokio::select! {
                 biased;
                 () = &mut stop => break,
                 () = changed.notified() => self.reconcile(),
                 () = self.manager.pod_gone() => self.reconcile(),
+                Some(update) = self.updates.recv() => self.manager.update(update),
                 () = tidying => {
                     tidy_at = None;
                     tokio::task::spawn_blocking(process::trim_heap);
@@ -258,6 +275,8 @@ impl Agent {
         let updates: Vec<_> = latest.into_iter().flatten().collect();
         let mut desired = desired::merge(&updates, &self.manager.uids());
         desired.problems.extend(self.unreadable.iter().cloned());
+        let not_followed = self.manager.reconcile(&desired, complete, seen);
+        desired.problems.extend(not_followed);
         self.problems.send_if_modified(|problems| {
             let changed = *problems != desired.problems;
             if changed {
@@ -268,7 +287,6 @@ impl Agent {
             }
             changed
         });
-        self.manager.reconcile(&desired, complete, seen);
     }
 }
 
