@@ -47,6 +47,8 @@ pub enum Command {
     Ps(ListArgs),
     /// Show everything about a pod
     Inspect(InspectArgs),
+    /// Show what happened to pods
+    Events(EventsArgs),
     /// Print the log of a container
     Logs(LogsArgs),
     /// Run a command in a container
@@ -121,6 +123,17 @@ pub struct PodsArgs {
     /// List only what is wrong with manifests
     #[arg(long)]
     pub problems: bool,
+}
+
+/// `berth events`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct EventsArgs {
+    /// Whose events; the pod may be gone
+    #[command(flatten)]
+    pub list: ListArgs,
+    /// Go on printing them as they come
+    #[arg(short, long)]
+    pub watch: bool,
 }
 
 /// `berth inspect`.
@@ -363,6 +376,8 @@ mod tests {
             "berth pods --problems -o json",
             "berth ps web",
             "berth inspect web -o yaml",
+            "berth events",
+            "berth events web -n shop -w -o wide",
             "berth logs web -f --tail 10 --since 5m --timestamps -p -c app --limit-bytes 100",
             "berth stats",
             "berth images -o json",

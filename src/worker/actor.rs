@@ -1,6 +1,7 @@
 //! One actor per pod UID: observe, plan, publish, execute, again.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,9 +23,9 @@ use super::{
     record::PodRecord,
 };
 use crate::{
-    obs::events::Severity,
     pod::{
         Action, Memory, NodeView, ObservedPod, Outcome,
+        happening::{self, Happening, Severity},
         observed::{Attempt, AttemptState, Ended, Sandbox},
         plan,
         resize::{self, Allocation, Pending},
@@ -167,6 +168,9 @@ impl Actor {
         tasks: &mut HashMap<Id, Task>,
     ) {
         debug!(pod = self.name(), ?action, "begin");
+        if let Some(happening) = happening::begun(&action, &self.memory, &self.observed) {
+            self.host.happened(&self.pod, happening);
+        }
         self.memory.begun(&action, &self.node.crash_loop, now);
         self.observed.begin(&action);
         let begun = self.seen.elapsed().as_micros() as u64;
@@ -269,6 +273,7 @@ impl Actor {
                 // A pod that restarts for years keeps the story of its start, not of every restart.
                 stages.truncate(128);
                 self.memory.ended(&action, None, self.host.now());
+                self.tell(happening::finished(&self.pod, &action, Ok(&done.outcome)));
                 match (&action, done.outcome) {
                     (Action::RecordPod, _) => self.swap(changes, tasks),
                     (Action::ResizePod { containers }, _) => self.observed.resized(&task.pod, containers),
@@ -287,6 +292,7 @@ impl Actor {
                 if action == Action::RecordPod {
                     changes.writing = None;
                 }
+                self.tell(happening::finished(&self.pod, &action, Err((&error.reason, &error.message))));
                 self.memory.ended(&action, Some((error.reason, error.message)), self.host.now());
             }
         }
@@ -328,6 +334,9 @@ impl Actor {
     }
 
     fn publish(&mut self, status: PodStatus, stages: &[Stage], swapped: bool) {
+        if self.memory.status != status {
+            self.tell(happening::changed(&self.pod, &self.memory.status, &status));
+        }
         let changed = swapped || self.memory.status != status;
         self.tell_of_resize(&status);
         self.memory.status = status;
@@ -348,9 +357,9 @@ impl Actor {
             conditions.find(|condition| condition.type_ == "PodResizeInProgress").cloned()
         };
         let (before, after) = (progress(&self.memory.status), progress(status));
-        let tell = |severity, reason, what: &str, error: &str| {
+        let tell = |severity, reason: &'static str, what: &str, error: &str| {
             let message = format!("Pod resize {what}: {}", resize::summary(&self.pod, error));
-            self.host.event(&self.pod, severity, reason, message);
+            self.tell(vec![Happening { container: None, severity, reason: Cow::Borrowed(reason), message }]);
         };
         match (&before, &after) {
             (None, Some(_)) => tell(Severity::Normal, "ResizeStarted", "started", ""),
@@ -362,6 +371,12 @@ impl Actor {
         let error = |condition: &Option<PodCondition>| condition.as_ref().and_then(|found| found.message.clone());
         if let Some(message) = error(&after).filter(|message| error(&before).as_ref() != Some(message)) {
             tell(Severity::Warning, "ResizeError", "error", &message);
+        }
+    }
+
+    fn tell(&self, happenings: Vec<Happening>) {
+        for happening in happenings {
+            self.host.happened(&self.pod, happening);
         }
     }
 

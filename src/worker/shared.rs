@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use berth_cni::Network;
@@ -101,6 +102,16 @@ impl Hosts for RealHosts {
     }
 }
 
+/// An image that was pulled for a pod.
+pub struct Pulled {
+    /// The image.
+    pub image: Arc<Image>,
+    /// How long the pull took.
+    pub took: Duration,
+    /// The same with the wait for its turn.
+    pub waited: Duration,
+}
+
 /// Pulls at a time with serializeImagePulls.
 const SERIAL: usize = 1;
 
@@ -155,7 +166,7 @@ impl Shared {
             facts,
             launch,
             huge_page_sizes: machine::huge_pages().into_iter().map(|(size, _)| size).collect(),
-            events: Recorder::default(),
+            events: Recorder::new(config.events.kept),
             objects: watch::Sender::default(),
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),
@@ -165,10 +176,13 @@ impl Shared {
     }
 
     /// Pulls an image, as many at a time as configured.
-    pub async fn pull(&self, reference: &str) -> Result<Arc<Image>, ImageError> {
+    pub async fn pull(&self, reference: &str) -> Result<Pulled, ImageError> {
+        let asked = Instant::now();
         // Closed never; an error would only mean that nobody counts.
         let _permit = self.pulls.acquire().await.ok();
-        Ok(self.images.pull(reference, None, None).await?.image)
+        let begun = Instant::now();
+        let image = self.images.pull(reference, None, None).await?.image;
+        Ok(Pulled { image, took: begun.elapsed(), waited: asked.elapsed() })
     }
 
     /// Says something once in the life of the agent.

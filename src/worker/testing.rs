@@ -21,11 +21,11 @@ use super::{
     record::{self, PodRecord},
 };
 use crate::{
-    obs::events::Severity,
     pod::{
         Action, NodeView, Outcome,
         backoff::CRASH_LOOP,
         desired::SourceId,
+        happening::Happening,
         observed::{Attempt, AttemptState, Ended, Launched},
     },
     supervisor::spec::{
@@ -194,8 +194,8 @@ impl PodHost for FakeHost {
         self.clock.now()
     }
 
-    fn event(&self, _pod: &Pod, _severity: Severity, reason: &str, message: String) {
-        self.told.lock().unwrap().push((reason.to_owned(), message));
+    fn happened(&self, _pod: &Pod, happening: Happening) {
+        self.told.lock().unwrap().push((happening.reason.into_owned(), happening.message));
     }
 
     fn attempt_ended(&self, attempt: &Attempt) {
