@@ -266,6 +266,12 @@ pub struct NodeArgs {
     /// Name of this node [default: the host's, in lower case]
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
+    /// Labels of this node, for the node selectors of pods
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub node_labels: Vec<String>,
+    /// Taints of this node
+    #[arg(long, value_name = "KEY[=VALUE]:EFFECT", value_delimiter = ',')]
+    pub register_with_taints: Vec<String>,
     /// Most pods at a time
     #[arg(long, value_name = "N")]
     pub max_pods: Option<u32>,

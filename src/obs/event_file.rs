@@ -4,7 +4,7 @@
 //! and what cannot be read is left out. An event that happened again is written again; the last line counts.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     fs::{self, File},
     io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -85,31 +85,36 @@ fn read(path: &Path, kept: usize) -> io::Result<(Vec<PodEvent>, usize)> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
         Err(error) => return Err(error),
     };
-    let mut found: HashMap<(String, String, String, String, i128), (usize, PodEvent)> = HashMap::new();
+    let mut events: Vec<PodEvent> = Vec::new();
     let mut reader = BufReader::new(file);
     let mut count = 0;
     let mut whole = true;
     loop {
         let mut line = Vec::new();
-        let limited = io::Read::take(&mut reader, LINE).read_until(b'\n', &mut line)?;
-        if limited == 0 {
+        if io::Read::take(&mut reader, LINE).read_until(b'\n', &mut line)? == 0 {
             break;
         }
         count += 1;
         whole = line.ends_with(b"\n");
-        let Ok(event) = serde_json::from_slice::<PodEvent>(&line) else { continue };
-        // What stands for several changes its message as it goes on.
-        let message = if event.message.starts_with(COMBINED) { String::new() } else { event.message.clone() };
-        let key =
-            (event.uid.clone(), event.reason.clone(), event.field_path.clone(), message, event.first.as_nanosecond());
-        found.insert(key, (count, event));
+        events.extend(serde_json::from_slice::<PodEvent>(&line));
     }
-    let mut events: Vec<(usize, PodEvent)> = found.into_values().collect();
-    events.sort_by_key(|(line, _)| *line);
-    let skipped = events.len().saturating_sub(kept);
+    // The last line of each, in their order.
+    let mut seen = HashSet::new();
+    events.reverse();
+    events.retain(|event| seen.insert(identity(event)));
+    events.truncate(kept);
+    events.reverse();
     // What would be added to half a line would be lost with it: the file is written anew.
     let lines = if whole { count } else { usize::MAX };
-    Ok((events.into_iter().skip(skipped).map(|(_, event)| event).collect(), lines))
+    Ok((events, lines))
+}
+
+/// What stays the same of an event that happens again.
+fn identity(event: &PodEvent) -> (String, String, String, String) {
+    let PodEvent { uid, reason, field_path, message, first, .. } = event;
+    // What stands for several changes its message as it goes on.
+    let message = if message.starts_with(COMBINED) { "" } else { message };
+    (uid.clone(), reason.clone(), field_path.clone(), format!("{first} {message}"))
 }
 
 /// Keeps the file as the events come, for as long as the agent runs. Dropping it loses nothing that [`EventFile::write`]

@@ -155,9 +155,11 @@ fn failed(pod: &Pod, action: &Action, reason: &str, message: &str) -> Vec<Happen
         | Action::DetachNetwork
         | Action::RemoveCgroups => of_pod("FailedKillPod", "error killing pod"),
         // The status tells of a resize that failed.
-        Action::ResizePod { .. } | Action::RemoveAttempt { .. } | Action::ReleaseAddresses | Action::ForgetPod => {
-            Vec::new()
-        }
+        Action::ResizePod { .. }
+        | Action::RecordVerdict(_)
+        | Action::RemoveAttempt { .. }
+        | Action::ReleaseAddresses
+        | Action::ForgetPod => Vec::new(),
     }
 }
 

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     pod::{
-        Action, Memory, NodeView, ObservedPod, Outcome,
+        Action, Eviction, Memory, NodeView, ObservedPod, Outcome,
         happening::{self, Happening, Severity},
         observed::{Attempt, AttemptState, Ended, Sandbox},
         plan,
@@ -42,6 +42,8 @@ pub struct Wanted {
     pub record: Option<Arc<PodRecord>>,
     /// A change of its resources that has no room.
     pub resize: Option<Pending>,
+    /// Set once the node does not run it any more.
+    pub evict: Option<Eviction>,
 }
 
 /// What an actor tells of itself after each plan that changed something.
@@ -114,6 +116,10 @@ impl Actor {
             let wanted = self.wanted.borrow_and_update().clone();
             if let Some(grace) = wanted.terminate {
                 self.memory.terminate(grace, now);
+            }
+            // A pod that ended by itself in the meantime has not been evicted.
+            if let (Some(eviction), false) = (wanted.evict, self.has_ended()) {
+                self.memory.eviction.get_or_insert(eviction);
             }
             self.memory.resize = wanted.resize;
             let plan = plan(&self.pod, &self.observed, &self.memory, &self.node, now);
@@ -188,7 +194,8 @@ impl Actor {
         running: &mut JoinSet<Finished>,
         tasks: &mut HashMap<Id, Task>,
     ) -> Option<Timestamp> {
-        let record = wanted.filter(|_| self.memory.termination.is_none())?;
+        let goes = self.memory.termination.is_some() || self.memory.verdict().is_some();
+        let record = wanted.filter(|_| !goes)?;
         let known = changes.recorded.as_ref().is_some_and(|recorded| Arc::ptr_eq(recorded, &record));
         if known || changes.writing.is_some() {
             return None;
@@ -350,6 +357,10 @@ impl Actor {
         }
     }
 
+    fn has_ended(&self) -> bool {
+        matches!(self.memory.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
     /// The events of a resize that is allocated: begun, failed, done.
     fn tell_of_resize(&self, status: &PodStatus) {
         let progress = |status: &PodStatus| {
@@ -389,6 +400,7 @@ fn stage_name(action: &Action) -> String {
     match action {
         Action::EnsureDirs => "dirs".to_owned(),
         Action::RecordPod => "recorded".to_owned(),
+        Action::RecordVerdict(_) => "verdict".to_owned(),
         Action::LeaseAddresses => "lease".to_owned(),
         Action::MountVolume(name) => format!("volume/{name}"),
         Action::ResolveImage { container, .. } => format!("{container}/image"),

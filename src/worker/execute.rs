@@ -31,7 +31,7 @@ use crate::{
     cgroup::path::SANDBOX,
     image::{Image, policy},
     pod::{
-        Action, Outcome,
+        Action, Outcome, Verdict,
         happening::{self, Happening},
         observed::{Attempt, AttemptState, Launched},
         restart::RestartReason,
@@ -244,6 +244,12 @@ impl Host {
         make_directory(&self.dirs.run, 0o700)?;
         make_directory(&self.dirs.log, 0o755)?;
         Ok(Done::new(Outcome::Done))
+    }
+
+    fn record_verdict(&self, verdict: Verdict) -> Result<Done, ActionError> {
+        let held = self.record.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let record = PodRecord { verdict: Some(verdict), ..PodRecord::clone(&held) };
+        self.write_record(Some(Arc::new(record))).map(|()| Done::new(Outcome::Done))
     }
 
     fn lease_addresses(&self, pod: &Pod) -> Result<Done, ActionError> {
@@ -539,6 +545,7 @@ impl PodHost for Host {
                 // The ledger's entry of the pod as it is; a changed one comes by `record`.
                 Action::RecordPod => blocking(move || host.write_record(None).map(|()| Done::new(Outcome::Done))).await,
                 Action::EnsureDirs => blocking(move || host.ensure_dirs()).await,
+                Action::RecordVerdict(verdict) => blocking(move || host.record_verdict(verdict)).await,
                 Action::LeaseAddresses => blocking(move || host.lease_addresses(&pod)).await,
                 Action::MountVolume(name) => blocking(move || host.mount_volume(&pod, &name)).await,
                 Action::ResolveImage { container, .. } => self.resolve_image(&pod, &container).await,

@@ -24,7 +24,7 @@ use crate::{
         objects::Objects,
         qos::{QosClass, qos_class},
         resources::{CPU, Resources, pod_requests},
-        unsupported::{Consequence, unsupported},
+        unsupported::{Consequence, FieldIssue, unsupported},
     },
     cgroup::{Cgroups, Layout},
     config::NodeConfig,
@@ -33,6 +33,7 @@ use crate::{
     pod::{
         Rejection,
         admission::{self, NodeFacts},
+        runtime_class,
     },
     runtime::{
         downward::Allocatable,
@@ -83,10 +84,18 @@ impl Hosts for RealHosts {
         Arc::new(Host::new(self.0.clone(), record, events))
     }
 
-    fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection> {
-        let refused: Vec<_> =
-            unsupported(pod).into_iter().filter(|issue| issue.consequence == Consequence::Refused).collect();
-        admission::admit(pod, others, &self.0.facts, &refused)
+    fn complete(&self, pod: &mut Pod) -> Result<(), Rejection> {
+        let Some(spec) = &mut pod.spec else { return Ok(()) };
+        runtime_class::apply(spec, &self.0.objects.borrow().runtime_classes)
+    }
+
+    fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<Vec<String>, Rejection> {
+        let victims = admission::admit(pod, others, &self.0.facts, &refused(pod))?;
+        Ok(victims.iter().filter_map(|victim| victim.metadata.uid.clone()).collect())
+    }
+
+    fn fits(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection> {
+        admission::fits(pod, others, &self.0.facts, &refused(pod))
     }
 
     fn changed(&self, pods: &[&Pod]) {
@@ -100,6 +109,11 @@ impl Hosts for RealHosts {
     fn event(&self, pod: &Pod, severity: Severity, reason: &str, message: String) {
         self.0.events.record(pod, None, severity, reason, message, Timestamp::now());
     }
+}
+
+/// Fields of a pod that are not honoured and without which it would not be what its manifest describes.
+fn refused(pod: &Pod) -> Vec<FieldIssue> {
+    unsupported(pod).into_iter().filter(|issue| issue.consequence == Consequence::Refused).collect()
 }
 
 /// An image that was pulled for a pod.
