@@ -86,7 +86,11 @@ fn a_pods_life_is_told_in_upstreams_words() {
 #[ignore = "rootful: run by make test with --include-ignored"]
 fn what_goes_wrong_is_told_with_its_reason() {
     let place = place();
-    let config = config(&place, "crashLoopBackOff: {maxContainerRestartPeriod: 1s}", "");
+    let config = config(
+        &place,
+        "crashLoopBackOff: {maxContainerRestartPeriod: 1s}\nclusterDNS: [10.96.0.10]\nclusterDomain: cluster.local",
+        "",
+    );
     let agent = agent(&place, &["--config", &config]);
     let image = fixtures::pod("image", "true").replace("busybox:1", "127.0.0.1:1/no/such:1");
     agent.apply("image.json", &image);
@@ -100,8 +104,8 @@ fn what_goes_wrong_is_told_with_its_reason() {
     mount["spec"]["volumes"] = json!([{ "name": "v", "hostPath": { "path": "/etc/passwd", "type": "Directory" } }]);
     agent.apply("mount.json", &mount.to_string());
     let mut dns = manifest("dns", "exec sleep 1000");
-    dns["spec"]["dnsPolicy"] = json!("None");
-    dns["spec"]["dnsConfig"] = json!({ "nameservers": ["192.0.2.1"], "searches": (0..40).map(|n| format!("d{n}.example")).collect::<Vec<_>>() });
+    // With the three of the cluster there are too many.
+    dns["spec"]["dnsConfig"] = json!({ "searches": (0..30).map(|n| format!("d{n}.example")).collect::<Vec<_>>() });
     agent.apply("dns.json", &dns.to_string());
     agent.apply("lost.json", &fixtures::pod("lost", "exec sleep 1000"));
 
