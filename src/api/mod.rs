@@ -3,6 +3,7 @@
 pub mod conditions;
 pub mod decode;
 pub mod defaults;
+pub mod duration;
 pub mod manifest;
 pub mod objects;
 pub mod problem;

@@ -11,7 +11,7 @@ mod volume;
 
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{Pod, PodOS, PodSecurityContext, PodSpec, ResourceRequirements, SELinuxOptions};
+use k8s_openapi::api::core::v1::{Pod, PodSecurityContext, PodSpec, ResourceRequirements, SELinuxOptions};
 
 pub use self::volume::volume_kind;
 
@@ -91,11 +91,9 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         hostname_override,
         image_pull_secrets,
         init_containers,
-        os,
         readiness_gates,
         resource_claims,
         resources,
-        runtime_class_name,
         security_context,
         volumes,
         // Honoured by the sandbox, its network and its cgroups.
@@ -107,6 +105,7 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         host_pid: _,
         hostname: _,
         overhead: _,
+        runtime_class_name: _,
         set_hostname_as_fqdn: _,
         share_process_namespace: _,
         subdomain: _,
@@ -114,10 +113,11 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         active_deadline_seconds: _,
         restart_policy: _,
         termination_grace_period_seconds: _,
-        // Decided before a pod reaches its node; a manifest has chosen its node by where it lies.
+        // Decided at admission, as far as it concerns a node.
         affinity: _,
         node_name: _,
         node_selector: _,
+        os: _,
         preemption_policy: _,
         priority: _,
         priority_class_name: _,
@@ -154,9 +154,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         // As upstream does when it cannot find one: the pull goes on without and may be allowed all the same.
         issues.warn("spec.imagePullSecrets", "secrets are not supported yet; images are pulled without these");
     }
-    if let Some(PodOS { name }) = os {
-        issues.refuse_if(name != "linux", "spec.os.name", "only linux pods run on this node");
-    }
     issues.refuse_if(any(readiness_gates), "spec.readinessGates", "readiness gates are not supported yet");
     issues.refuse_if(any(resource_claims), "spec.resourceClaims", "resource claims are not supported yet");
     if let Some(ResourceRequirements { claims, limits, requests }) = resources {
@@ -167,11 +164,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
             "resources of the pod as a whole are not supported yet; set them on its containers",
         );
     }
-    issues.refuse_if(
-        runtime_class_name.as_ref().is_some_and(|name| !name.is_empty()),
-        "spec.runtimeClassName",
-        "runtime classes are not supported yet",
-    );
     if let Some(context) = security_context {
         check_pod_security(context, issues);
     }
@@ -273,11 +265,9 @@ mod tests {
             ("/spec/ephemeralContainers", json!([{"name": "debug"}]), "spec.ephemeralContainers"),
             ("/spec/hostUsers", json!(false), "spec.hostUsers"),
             ("/spec/hostnameOverride", json!("x"), "spec.hostnameOverride"),
-            ("/spec/os", json!({"name": "windows"}), "spec.os.name"),
             ("/spec/readinessGates", json!([{"conditionType": "x"}]), "spec.readinessGates"),
             ("/spec/resourceClaims", json!([{"name": "x"}]), "spec.resourceClaims"),
             ("/spec/resources", json!({"limits": {"cpu": "1"}}), "spec.resources"),
-            ("/spec/runtimeClassName", json!("kata"), "spec.runtimeClassName"),
             (
                 "/spec/securityContext/appArmorProfile",
                 json!({"type": "RuntimeDefault"}),

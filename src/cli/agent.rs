@@ -28,6 +28,7 @@ pub async fn run(config: NodeConfig) -> Result<(), Box<dyn Error + Send + Sync>>
         node: agent.node.clone(),
         images: Arc::new(StoreImages { store: agent.shared().images.clone(), node: agent.node.clone() }),
         layout: layout.clone(),
+        events: agent.shared().events.clone(),
         version: Version {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: node_name,

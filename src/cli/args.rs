@@ -47,6 +47,8 @@ pub enum Command {
     Ps(ListArgs),
     /// Show everything about a pod
     Inspect(InspectArgs),
+    /// Show what happened to pods
+    Events(EventsArgs),
     /// Print the log of a container
     Logs(LogsArgs),
     /// Run a command in a container
@@ -121,6 +123,17 @@ pub struct PodsArgs {
     /// List only what is wrong with manifests
     #[arg(long)]
     pub problems: bool,
+}
+
+/// `berth events`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct EventsArgs {
+    /// Whose events; the pod may be gone
+    #[command(flatten)]
+    pub list: ListArgs,
+    /// Go on printing them as they come
+    #[arg(short, long)]
+    pub watch: bool,
 }
 
 /// `berth inspect`.
@@ -253,6 +266,12 @@ pub struct NodeArgs {
     /// Name of this node [default: the host's, in lower case]
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
+    /// Labels of this node, for the node selectors of pods
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub node_labels: Vec<String>,
+    /// Taints of this node
+    #[arg(long, value_name = "KEY[=VALUE]:EFFECT", value_delimiter = ',')]
+    pub register_with_taints: Vec<String>,
     /// Most pods at a time
     #[arg(long, value_name = "N")]
     pub max_pods: Option<u32>,
@@ -363,6 +382,8 @@ mod tests {
             "berth pods --problems -o json",
             "berth ps web",
             "berth inspect web -o yaml",
+            "berth events",
+            "berth events web -n shop -w -o wide",
             "berth logs web -f --tail 10 --since 5m --timestamps -p -c app --limit-bytes 100",
             "berth stats",
             "berth images -o json",

@@ -7,6 +7,7 @@ pub mod client;
 mod columns;
 mod containers;
 pub mod doctor;
+mod events;
 mod exec;
 pub mod exit;
 mod image_adapter;
@@ -73,6 +74,7 @@ fn ask(layout: &Layout, command: Command) -> Result<(), Failed> {
     runtime.block_on(async {
         match command {
             Command::Pods(args) => pods::list(&client, &args).await,
+            Command::Events(args) => events::list(&client, &args).await,
             Command::Inspect(args) => pods::inspect(&client, &args).await,
             Command::Ps(args) => containers::list(&client, &args).await,
             Command::Stats(args) => containers::stats(&client, &args).await,

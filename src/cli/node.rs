@@ -18,6 +18,7 @@ use crate::{
     config::{
         self, Environment, Flags, Loaded, Section, Setting,
         document::{Node, Origin, Value},
+        identity::parse_taint,
         schema::Effective,
     },
     obs::{
@@ -131,6 +132,7 @@ fn flags(directories: &Directories, args: &NodeArgs) -> Result<Flags, Failed> {
     settings.set(berth, "storage.rootDirectory", "--root-dir", directories.root_dir.as_ref().map(path).transpose()?);
     settings.set(berth, "storage.runDirectory", "--run-dir", directories.run_dir.as_ref().map(path).transpose()?);
     settings.set(berth, "nodeName", "--hostname-override", args.hostname_override.as_ref().map(text));
+    settings.set(berth, "nodeLabels", "--node-labels", labels(&args.node_labels)?);
     settings.set(berth, "network.bridge", "--bridge", args.bridge.as_ref().map(text));
     let subnets = args.pod_cidr.iter().map(ToString::to_string).collect();
     settings.set(berth, "network.subnets", "--pod-cidr", list(subnets));
@@ -148,6 +150,7 @@ fn flags(directories: &Directories, args: &NodeArgs) -> Result<Flags, Failed> {
     settings.set(kubelet, "staticPodPath", "--pod-manifest-path", manifests);
     settings.set(kubelet, "staticPodURL", "--manifest-url", args.manifest_url.as_ref().map(text));
     settings.set(kubelet, "staticPodURLHeader", "--manifest-url-header", headers(&args.manifest_url_header)?);
+    settings.set(kubelet, "registerWithTaints", "--register-with-taints", taints(&args.register_with_taints)?);
     settings.set(kubelet, "maxPods", "--max-pods", args.max_pods.map(|count| number(count.into())));
     settings.set(kubelet, "podPidsLimit", "--pod-max-pids", args.pod_max_pids.map(number));
     let servers = args.cluster_dns.iter().map(ToString::to_string).collect();
@@ -208,6 +211,36 @@ fn headers(texts: &[String]) -> Result<Option<Value>, Failed> {
     Ok((!node.is_empty()).then_some(Value::Map(node)))
 }
 
+fn plain(text: &str) -> Node {
+    Node { value: Value::Text(text.to_owned()), origin: Origin::Default }
+}
+
+fn labels(texts: &[String]) -> Result<Option<Value>, Failed> {
+    let mut entries = Vec::new();
+    for text in texts {
+        let Some((key, value)) = text.split_once('=').filter(|(key, _)| !key.is_empty()) else {
+            return Err(Failed::new(Exit::Usage, format!("--node-labels: expected KEY=VALUE, found {text:?}")));
+        };
+        entries.push((key.to_owned(), plain(value)));
+    }
+    Ok((!entries.is_empty()).then_some(Value::Map(entries)))
+}
+
+fn taints(texts: &[String]) -> Result<Option<Value>, Failed> {
+    let mut items = Vec::new();
+    for text in texts {
+        let Some((key, value, effect)) = parse_taint(text) else {
+            let message = format!("--register-with-taints: expected KEY[=VALUE]:EFFECT, found {text:?}");
+            return Err(Failed::new(Exit::Usage, message));
+        };
+        let fields = [("key", key), ("value", value), ("effect", effect)];
+        let fields = fields.into_iter().filter(|(_, text)| !text.is_empty());
+        let map = fields.map(|(name, text)| (name.to_owned(), plain(text))).collect();
+        items.push(Node { value: Value::Map(map), origin: Origin::Default });
+    }
+    Ok((!items.is_empty()).then_some(Value::List(items)))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -228,7 +261,8 @@ mod tests {
              --manifest-url http://h/p --manifest-url-header A:b --manifest-url-header A:c --hostname-override Worker \
              --cluster-dns 10.0.0.1 --cluster-domain c.local --max-pods 5 --pod-max-pids 64 --resolv-conf /r \
              --seccomp-default --allowed-unsafe-sysctls net.core.somaxconn --bridge b0 --pod-cidr 10.1.0.0/16,fd00::/64 \
-             --mtu 1400 --no-masquerade -v 5 --log-format json",
+             --mtu 1400 --no-masquerade -v 5 --log-format json --node-labels disk=ssd,zone= \
+             --register-with-taints edge=yes:NoExecute,b:NoSchedule",
         )
         .unwrap()
         .config;
@@ -241,6 +275,9 @@ mod tests {
         let header = |value: &str| ("A".to_owned(), value.to_owned());
         assert_eq!(config.static_pod_url_headers, [header("b"), header("c")]);
         assert_eq!(config.node_name, "worker");
+        assert_eq!((config.node_labels["disk"].as_str(), config.node_labels["zone"].as_str()), ("ssd", ""));
+        let taints: Vec<_> = config.taints.iter().map(|taint| (taint.key.as_str(), taint.value.as_deref())).collect();
+        assert_eq!(taints, [("edge", Some("yes")), ("b", None)]);
         assert_eq!(config.cluster_dns.len(), 1);
         assert_eq!(config.cluster_domain, "c.local");
         assert_eq!((config.max_pods, config.pod_pids_limit), (5, Some(64)));

@@ -1,12 +1,16 @@
 //! `berth pods` and `berth inspect`.
 
 use jiff::Timestamp;
-use k8s_openapi::{List, api::core::v1::Pod};
+use k8s_openapi::{
+    List,
+    api::core::v1::{Event, Pod},
+};
 
 use super::{
     args::{InspectArgs, ListArgs, Output, PodsArgs},
-    client::Client,
+    client::{self, Client},
     columns::columns,
+    events,
     exit::{Exit, Failed},
     output::{Columns, age_of, harmless, print, show},
 };
@@ -120,7 +124,18 @@ pub async fn inspect(client: &Client, args: &InspectArgs) -> Result<(), Failed> 
     let views: Vec<PodView> = client.get("/v1/pods").await?;
     let view = find::pod(&views, &args.pod).map_err(not_found)?;
     match args.output {
-        Output::Table | Output::Wide => print(&description(view, Timestamp::now())),
+        Output::Table | Output::Wide => {
+            let uid = view.pod.metadata.uid.as_deref().unwrap_or_default();
+            let events: Vec<Event> = client.get(&client::path("/v1/events", &[("pod", uid)])).await?;
+            let now = Timestamp::now();
+            let mut text = description(view, now);
+            let events = events::description(&events, now);
+            if !events.is_empty() {
+                text.push('\n');
+                text.push_str(&events);
+            }
+            print(&text)
+        }
         output => show(output, view, |_| String::new()),
     }
 }

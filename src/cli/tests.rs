@@ -5,6 +5,7 @@ use std::{fs, sync::Arc};
 use axum::body::Bytes;
 use futures_util::{StreamExt, stream};
 use hyper::Method;
+use k8s_openapi::api::core::v1::Event;
 use serde_json::{Value, json};
 
 use super::{
@@ -12,6 +13,7 @@ use super::{
     exit::Exit,
 };
 use crate::{
+    obs::events::{Recorder, Severity},
     server::{
         images::{Collected, Credentials, ImageView},
         local::{CONTAINER_HEADER, PullLine, PullRequest, Version, router},
@@ -27,6 +29,7 @@ struct Served {
     layout: Layout,
     node: Arc<FakeNode>,
     images: Arc<FakeImages>,
+    events: Recorder,
     client: Client,
 }
 
@@ -35,6 +38,7 @@ fn served() -> Served {
     let directory = tempfile::tempdir().unwrap();
     let (state, node, images) = testing::state(directory.path());
     let layout = state.layout.clone();
+    let events = state.events.clone();
     let mut view = testing::pod("default", "web", "u1");
     let log_dir = layout.pod("u1", "default", "web").log_file("app", 0).parent().unwrap().to_owned();
     fs::create_dir_all(&log_dir).unwrap();
@@ -43,7 +47,7 @@ fn served() -> Served {
     let listener = socket::bind_api(&layout.api_socket()).unwrap();
     tokio::spawn(socket::serve(listener, router(state), std::future::pending()));
     let client = Client::new(&layout.api_socket());
-    Served { _directory: directory, layout, node, images, client }
+    Served { _directory: directory, layout, node, images, events, client }
 }
 
 impl Served {
@@ -191,4 +195,35 @@ async fn following_ends_when_the_exit_record_is_there() {
     assert_eq!(chunks.next().await.unwrap().unwrap(), "two\n");
     fs::write(attempt.exit_file(), "{}").unwrap();
     assert!(chunks.next().await.is_none());
+}
+
+#[tokio::test]
+async fn events_are_listed_and_followed() {
+    let served = served();
+    let pod = served.node.pods.lock().unwrap()[0].pod.clone();
+    let note = |reason: &str, second: i64| {
+        let now = jiff::Timestamp::from_second(second).unwrap();
+        served.events.record(&pod, Some("app"), Severity::Normal, reason, "a", now);
+    };
+    note("Pulled", 1);
+    note("Started", 2);
+    let reasons = async |query: &[(&str, &str)]| {
+        let events: Vec<Event> = served.client.get(&client::path("/v1/events", query)).await.unwrap();
+        events.into_iter().filter_map(|event| event.reason).collect::<Vec<_>>()
+    };
+    assert_eq!(reasons(&[]).await, ["Pulled", "Started"]);
+    assert_eq!(reasons(&[("pod", "web"), ("namespace", "default")]).await.len(), 2);
+    assert_eq!(reasons(&[("pod", "gone")]).await, Vec::<String>::new());
+
+    let path = client::path("/v1/events", &[("watch", "true"), ("pod", "default/web")]);
+    let mut chunks = client::chunks(served.client.send(Method::GET, &path, client::empty()).await.unwrap());
+    let mut next = async || {
+        let line = chunks.next().await.unwrap().unwrap();
+        let event: Event = serde_json::from_slice(&line).unwrap();
+        (event.reason.unwrap(), event.count.unwrap())
+    };
+    assert_eq!(next().await, ("Pulled".to_owned(), 1));
+    assert_eq!(next().await, ("Started".to_owned(), 1));
+    note("Pulled", 3);
+    assert_eq!(next().await, ("Pulled".to_owned(), 2));
 }

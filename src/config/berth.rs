@@ -3,7 +3,7 @@
 use super::schema::{
     Field,
     Literal::{Bool as B, Integer as I, Text as T, Unset},
-    Shape::{Bool, Integer, List, Object, Text},
+    Shape::{Bool, Integer, List, Map, Object, Text},
     idle, later, object, used, used_unless_zero,
 };
 
@@ -27,6 +27,7 @@ pub const FIELDS: &[Field] = &[
     idle("kind", Text),
     idle("apiVersion", Text),
     used_unless_zero("nodeName", Text, Unset),
+    used("nodeLabels", Map(&Text), Unset),
     object(
         "storage",
         &[
@@ -48,5 +49,5 @@ pub const FIELDS: &[Field] = &[
     used("registries", List(&Object(REGISTRY)), Unset),
     later("registryAuthFile", Text, Unset),
     object("supervisor", &[used("oomScoreAdj", Integer(-1000, 1000), I(-998))]),
-    object("events", &[later("kept", Integer(0, 100_000), I(1000))]),
+    object("events", &[used("kept", Integer(0, 100_000), I(1000))]),
 ];

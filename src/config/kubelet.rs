@@ -55,7 +55,8 @@ const LOGGING: &[Field] = &[
     ),
 ];
 
-const TAINT: &[Field] = &[idle("key", Text), idle("value", Text), idle("effect", Text), idle("timeAdded", Text)];
+const TAINT: &[Field] =
+    &[used("key", Text, Unset), used("value", Text, Unset), used("effect", Text, Unset), idle("timeAdded", Text)];
 
 const RESERVED_MEMORY: &[Field] = &[idle("numaNode", COUNT), idle("limits", Map(&Quantity))];
 
@@ -121,7 +122,7 @@ pub const FIELDS: &[Field] = &[
     later("nodeLeaseDurationSeconds", COUNT, I(40)),
     later("nodeStatusMaxImages", INT32, I(50)),
     later("registerNode", Bool, B(true)),
-    later("registerWithTaints", List(&Object(TAINT)), Unset),
+    used_unless_zero("registerWithTaints", List(&Object(TAINT)), Unset),
     later("providerID", Text, Unset),
     later("enableControllerAttachDetach", Bool, B(true)),
     later("configMapAndSecretChangeDetectionStrategy", OneOf(&["Get", "Cache", "Watch"]), T("Watch")),

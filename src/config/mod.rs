@@ -5,6 +5,7 @@
 
 pub mod berth;
 pub mod document;
+pub mod identity;
 pub mod kubelet;
 mod node_config;
 mod resolve;

@@ -1,8 +1,9 @@
 //! The resolved configuration: no defaults are left to be filled in.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use berth_cni::NetworkConfig;
+use k8s_openapi::api::core::v1::Taint;
 use serde::Serialize;
 
 use crate::store::layout::Layout;
@@ -16,6 +17,10 @@ pub struct NodeConfig {
     pub cgroup_root: PathBuf,
     /// Name of the node; part of static pods' names.
     pub node_name: String,
+    /// Labels of the node beside those that every node has.
+    pub node_labels: BTreeMap<String, String>,
+    /// Taints of the node.
+    pub taints: Vec<Taint>,
     /// Directory (or file) of manifests.
     pub pod_manifest_path: Option<PathBuf>,
     /// Where manifests are fetched from over HTTP.

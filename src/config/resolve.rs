@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use super::{
     EventLimits, ImageCollection, LogFormat, LogOptions, NodeConfig, Registry, berth,
     document::{Node, Value},
-    kubelet,
+    identity, kubelet,
     schema::{Field, Findings, Shape},
     values::{format_duration, parse_bytes, parse_duration},
 };
@@ -153,6 +153,8 @@ pub(super) fn resolve(
         layout,
         cgroup_root: kubelet.path("cgroupRoot").unwrap_or_default(),
         node_name: node_name(berth_node, environment, findings),
+        node_labels: identity::labels(berth_node, findings),
+        taints: identity::taints(kubelet_node, findings),
         pod_manifest_path: kubelet.path("staticPodPath"),
         static_pod_url: static_pod_url(kubelet_node, findings),
         static_pod_url_headers: headers(kubelet_node),

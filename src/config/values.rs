@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use crate::api::duration::format_duration;
 use crate::api::quantity::Quantity;
 
 const UNITS: [(&str, u64); 8] = [
@@ -59,30 +60,6 @@ fn scaled(number: &str, scale: u64) -> Option<u64> {
     }
     value = value.checked_add(below as u64)?;
     Some(value)
-}
-
-/// Writes a duration as Go does: `1m0s`, `20s`, `100ms`, `0s`.
-pub fn format_duration(duration: Duration) -> String {
-    let nanoseconds = duration.as_nanos();
-    if nanoseconds == 0 {
-        return "0s".to_owned();
-    }
-    if nanoseconds < 1_000_000_000 {
-        let (scale, unit) = match nanoseconds {
-            0..1_000 => (1.0, "ns"),
-            1_000..1_000_000 => (1e3, "\u{b5}s"),
-            _ => (1e6, "ms"),
-        };
-        return format!("{}{unit}", nanoseconds as f64 / scale);
-    }
-    let seconds = duration.as_secs();
-    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
-    let rest = (seconds % 60) as f64 + f64::from(duration.subsec_nanos()) / 1e9;
-    match (hours, minutes) {
-        (0, 0) => format!("{rest}s"),
-        (0, _) => format!("{minutes}m{rest}s"),
-        _ => format!("{hours}h{minutes}m{rest}s"),
-    }
 }
 
 /// Reads a resource quantity that counts something whole (bytes), rounded up: `10Mi`, `1.5G`, `1e6`, `500`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::restart::RestartReason;
+use super::{restart::RestartReason, verdict::Verdict};
 
 /// One thing to do now. All actions of a plan may run at once.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,6 +12,8 @@ pub enum Action {
     /// Make a changed pod durable in the ledger. Begun by the actor, which knows of the change; nothing is done by the
     /// new pod before.
     RecordPod,
+    /// Write into the pod's record that it has failed and why.
+    RecordVerdict(Verdict),
     /// Hold addresses, record them, and write the files under `etc`.
     LeaseAddresses,
     /// Set up one volume.
@@ -111,6 +113,7 @@ impl Action {
                 | Action::RecordPod
                 | Action::MarkRestart { .. }
                 | Action::ResizePod { .. }
+                | Action::RecordVerdict(_)
                 | Action::LeaseAddresses
                 | Action::MountVolume(_)
                 | Action::CreateSandbox

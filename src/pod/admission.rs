@@ -5,16 +5,23 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
-use k8s_openapi::api::core::v1::{Container, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint};
+use serde::{Deserialize, Serialize};
 
+use super::{
+    preemption::{self, Missing},
+    taints,
+};
 use crate::api::{
     quantity::Quantity,
-    resources::{self, CPU, Resources},
-    sysctl::is_allowed,
+    resources::{self, CPU, EPHEMERAL_STORAGE, MEMORY, Resources},
+    sysctl::{self, is_allowed},
 };
 
 /// The resource that counts pods.
 pub const PODS: &str = "pods";
+/// Where upstream notes the source of a pod; one that did not come from an API server is static.
+const SOURCE_ANNOTATION: &str = "kubernetes.io/config.source";
 /// Label with the node's operating system.
 const OS_LABEL: &str = "kubernetes.io/os";
 
@@ -30,6 +37,8 @@ pub struct NodeFacts {
     pub allocatable: Resources,
     /// `allowedUnsafeSysctls` of the configuration; `kernel.msg*` stands for all that begin so.
     pub allowed_sysctls: Vec<String>,
+    /// Taints of the node (`registerWithTaints`).
+    pub taints: Vec<Taint>,
     /// Ports that something other than pods holds on the host.
     pub host_ports: Vec<HostPort>,
 }
@@ -56,7 +65,7 @@ impl HostPort {
 }
 
 /// Why a pod may not run here. It becomes the pod's status: phase Failed with this reason and message.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, thiserror::Error)]
 #[error("{reason}: {message}")]
 pub struct Rejection {
     /// One word: `OutOfcpu`, `NodePorts`, `UnsupportedField`, …
@@ -65,39 +74,135 @@ pub struct Rejection {
     pub message: String,
 }
 
-fn reject(reason: impl Into<String>, message: impl Into<String>) -> Result<(), Rejection> {
+fn reject<T>(reason: impl Into<String>, message: impl Into<String>) -> Result<T, Rejection> {
     Err(Rejection { reason: reason.into(), message: message.into() })
 }
 
-/// Decides whether `pod` may run beside `others`, the pods admitted before that have not ended. `unsupported` lists the
-/// fields of the pod that this version does not honour; one is enough to reject it, for it would run otherwise than
-/// its author wrote.
-pub fn admit(pod: &Pod, others: &[&Pod], node: &NodeFacts, unsupported: &[impl fmt::Display]) -> Result<(), Rejection> {
+/// What stands against a pod on this node.
+enum Obstacle {
+    /// Too little of a resource is left. Amounts are in thousandths for processors, in units for everything else.
+    Insufficient { resource: String, requested: i64, used: i64, capacity: i64 },
+    /// Something that does not change when other pods go.
+    Predicate { name: &'static str, description: &'static str },
+}
+
+impl Obstacle {
+    fn rejection(&self) -> Rejection {
+        match self {
+            Obstacle::Insufficient { resource, requested, used, capacity } => Rejection {
+                reason: format!("OutOf{resource}"),
+                message: format!(
+                    "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+                ),
+            },
+            Obstacle::Predicate { name, description } => {
+                Rejection { reason: (*name).to_owned(), message: format!("Predicate {name} failed: {description}") }
+            }
+        }
+    }
+
+    fn missing(&self) -> Option<Missing> {
+        match self {
+            Obstacle::Insufficient { resource, requested, used, capacity } => {
+                Some(Missing { resource: resource.clone(), amount: requested - (capacity - used) })
+            }
+            Obstacle::Predicate { .. } => None,
+        }
+    }
+}
+
+/// Decides whether `pod` may run beside `others`, the pods admitted before that have not ended: with the pods among
+/// them that have to end first, none usually. `unsupported` lists the fields of the pod that this version does not
+/// honour; one is enough to reject it, for it would run otherwise than its author wrote.
+///
+/// # Errors
+/// It may not, even if others went.
+pub fn admit<'p>(
+    pod: &Pod,
+    others: &[&'p Pod],
+    node: &NodeFacts,
+    unsupported: &[impl fmt::Display],
+) -> Result<Vec<&'p Pod>, Rejection> {
     let default = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&default);
+    let obstacles = judge(pod, spec, others, node, unsupported)?;
+    let Some(first) = obstacles.first() else { return Ok(Vec::new()) };
+    if !preemption::is_critical(spec) {
+        return Err(first.rejection());
+    }
+    // Room can be made; for everything else it is too late.
+    if let Some(lasting) = obstacles.iter().find(|obstacle| obstacle.missing().is_none()) {
+        return Err(lasting.rejection());
+    }
+    let missing: Vec<Missing> = obstacles.iter().filter_map(Obstacle::missing).collect();
+    preemption::victims(spec, others, &missing).or_else(|error| {
+        reject(
+            "UnexpectedAdmissionError",
+            format!(
+                "Unexpected error while attempting to recover from admission failure: \
+                 preemption: error finding a set of pods to preempt: {error}"
+            ),
+        )
+    })
+}
+
+/// Decides whether `pod` may run beside `others` without any of them going; as [`admit`] otherwise.
+///
+/// # Errors
+/// It may not.
+pub fn fits(pod: &Pod, others: &[&Pod], node: &NodeFacts, unsupported: &[impl fmt::Display]) -> Result<(), Rejection> {
+    let default = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default);
+    let obstacles = judge(pod, spec, others, node, unsupported)?;
+    obstacles.first().map_or(Ok(()), |first| Err(first.rejection()))
+}
+
+/// What stands against a pod that other pods have to do with.
+///
+/// # Errors
+/// Something stands against it that they have nothing to do with.
+fn judge(
+    pod: &Pod,
+    spec: &PodSpec,
+    others: &[&Pod],
+    node: &NodeFacts,
+    unsupported: &[impl fmt::Display],
+) -> Result<Vec<Obstacle>, Rejection> {
+    operating_system(pod, spec)?;
     if !unsupported.is_empty() {
         let fields = unsupported.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         return reject("UnsupportedField", fields);
     }
-    operating_system(pod, spec)?;
     sysctls(spec, node)?;
-    fits(spec, others, node)?;
-    if !matches_node(spec, node) {
-        return predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
-    }
-    if spec.node_name.as_deref().is_some_and(|name| !name.is_empty() && name != node.name) {
-        return predicate("NodeName", "node(s) didn't match the requested node name");
-    }
-    let taken = others.iter().filter_map(|other| other.spec.as_ref()).flat_map(host_ports);
-    let taken: Vec<HostPort> = taken.chain(node.host_ports.iter().cloned()).collect();
-    if host_ports(spec).any(|port| taken.iter().any(|other| port.conflicts_with(other))) {
-        return predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports");
-    }
-    Ok(())
+    Ok(obstacles(pod, spec, others, node))
 }
 
-fn predicate(name: &str, description: &str) -> Result<(), Rejection> {
-    reject(name, format!("Predicate {name} failed: {description}"))
+/// All that stands against a pod; what is missing comes first.
+fn obstacles(pod: &Pod, spec: &PodSpec, others: &[&Pod], node: &NodeFacts) -> Vec<Obstacle> {
+    let mut obstacles = insufficient(spec, others, node);
+    let mut lasting = |holds: bool, name, description| {
+        if !holds {
+            obstacles.push(Obstacle::Predicate { name, description });
+        }
+    };
+    lasting(matches_node(spec, node), "NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
+    let named = spec.node_name.as_deref().is_none_or(|name| name.is_empty() || name == node.name);
+    lasting(named, "NodeName", "node(s) didn't match the requested node name");
+    let taken = others.iter().filter_map(|other| other.spec.as_ref()).flat_map(host_ports);
+    let taken: Vec<HostPort> = taken.chain(node.host_ports.iter().cloned()).collect();
+    let free = !host_ports(spec).any(|port| taken.iter().any(|other| port.conflicts_with(other)));
+    lasting(free, "NodePorts", "node(s) didn't have free ports for the requested pod ports");
+    // Whoever put a static pod here knew the node.
+    let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+    let tolerated = is_static(pod) || taints::untolerated(&node.taints, tolerations).is_none();
+    lasting(tolerated, "TaintToleration", "node(s) had taints that the pod didn't tolerate");
+    obstacles
+}
+
+/// Whether a pod comes from a manifest rather than an API server.
+fn is_static(pod: &Pod) -> bool {
+    let source = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SOURCE_ANNOTATION));
+    source.is_some_and(|source| source != "api")
 }
 
 fn operating_system(pod: &Pod, spec: &PodSpec) -> Result<(), Rejection> {
@@ -117,30 +222,31 @@ fn operating_system(pod: &Pod, spec: &PodSpec) -> Result<(), Rejection> {
 fn sysctls(spec: &PodSpec, node: &NodeFacts) -> Result<(), Rejection> {
     let sysctls = spec.security_context.as_ref().and_then(|context| context.sysctls.as_deref()).unwrap_or_default();
     for sysctl in sysctls {
-        if !is_allowed(&sysctl.name, &node.allowed_sysctls) {
-            return reject("SysctlForbidden", format!("forbidden sysctl: {:?} not allowlisted", sysctl.name));
-        }
+        let name = &sysctl.name;
+        let why = match sysctl::namespace(name) {
+            _ if !is_allowed(name, &node.allowed_sysctls) => "not allowlisted",
+            // It would be the host's own.
+            sysctl::Namespace::Ipc if spec.host_ipc == Some(true) => "not allowed with host ipc enabled",
+            sysctl::Namespace::Net if spec.host_network == Some(true) => "not allowed with host net enabled",
+            _ => continue,
+        };
+        return reject("SysctlForbidden", format!("forbidden sysctl: {name:?} {why}"));
     }
     Ok(())
 }
 
-/// Whether what the pod asks for is left over by the others. CPU is compared (and reported) in thousandths of a core.
-fn fits(spec: &PodSpec, others: &[&Pod], node: &NodeFacts) -> Result<(), Rejection> {
-    let insufficient = |name: &str, requested: i64, used: i64, capacity: i64| {
-        let message = format!(
-            "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
-        );
-        reject(format!("OutOf{name}"), message)
-    };
-    if let Some(most) = node.allocatable.get(PODS).map(Quantity::value) {
-        let used = others.len() as i64;
-        if used + 1 > most {
-            return insufficient(PODS, 1, used, most);
+/// Of what the others leave too little for the pod, in upstream's order.
+fn insufficient(spec: &PodSpec, others: &[&Pod], node: &NodeFacts) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    if let Some(capacity) = node.allocatable.get(PODS).map(Quantity::value) {
+        let used = i64::try_from(others.len()).unwrap_or(i64::MAX);
+        if used >= capacity {
+            found.push(Obstacle::Insufficient { resource: PODS.to_owned(), requested: 1, used, capacity });
         }
     }
     let requested = resources::pod_requests(spec);
     if requested.values().all(Quantity::is_zero) {
-        return Ok(());
+        return found;
     }
     let mut used = Resources::new();
     for other in others.iter().filter_map(|other| other.spec.as_ref()) {
@@ -149,17 +255,19 @@ fn fits(spec: &PodSpec, others: &[&Pod], node: &NodeFacts) -> Result<(), Rejecti
             *sum = *sum + amount;
         }
     }
-    for (name, request) in requested.iter().filter(|(_, request)| !request.is_zero()) {
+    const FIRST: [&str; 3] = [CPU, MEMORY, EPHEMERAL_STORAGE];
+    let rest = requested.keys().map(String::as_str).filter(|name| !FIRST.contains(name));
+    for name in FIRST.into_iter().chain(rest) {
+        let Some(request) = requested.get(name).filter(|request| !request.is_zero()) else { continue };
         let none = name.starts_with(resources::HUGEPAGES_PREFIX).then_some(Quantity::ZERO);
         let Some(capacity) = node.allocatable.get(name).copied().or(none) else { continue };
         let in_use = used.get(name).copied().unwrap_or_default();
-        let unit = |amount: &Quantity| if name == CPU { amount.milli() } else { amount.value() };
-        let (request, in_use, capacity) = (unit(request), unit(&in_use), unit(&capacity));
-        if request > capacity.saturating_sub(in_use) {
-            return insufficient(name, request, in_use, capacity);
+        let [requested, used, capacity] = [request, &in_use, &capacity].map(|amount| preemption::in_unit(name, amount));
+        if requested > capacity.saturating_sub(used) {
+            found.push(Obstacle::Insufficient { resource: name.to_owned(), requested, used, capacity });
         }
     }
-    Ok(())
+    found
 }
 
 /// Ports on the host that a pod holds for as long as it runs.
@@ -245,8 +353,14 @@ mod tests {
                 (PODS.to_owned(), amount("3")),
             ]),
             allowed_sysctls: vec!["kernel.msg*".to_owned(), "net.core.somaxconn".to_owned()],
+            taints: Vec::new(),
             host_ports: Vec::new(),
         }
+    }
+
+    /// How many have to go for it.
+    fn admitted(pod: &Pod, others: &[&Pod], node: &NodeFacts, unsupported: &[&str]) -> Result<usize, Rejection> {
+        admit(pod, others, node, unsupported).map(|victims| victims.len())
     }
 
     #[track_caller]
@@ -258,12 +372,12 @@ mod tests {
     #[test]
     fn what_fits_is_admitted_up_to_the_last_bit() {
         let half = asking(json!({"cpu": "1", "memory": "512Mi"}));
-        assert_eq!(admit(&half, &[&half], &node(), &SUPPORTED), Ok(()));
+        assert_eq!(admitted(&half, &[&half], &node(), &SUPPORTED), Ok(0));
         let nothing = asking(json!({"cpu": "0"}));
-        assert_eq!(admit(&nothing, &[&half, &half], &node(), &SUPPORTED), Ok(()));
+        assert_eq!(admitted(&nothing, &[&half, &half], &node(), &SUPPORTED), Ok(0));
         assert_eq!(
-            admit(&asking(json!({"example.com/gpu": "1"})), &[], &node(), &SUPPORTED),
-            Ok(()),
+            admitted(&asking(json!({"example.com/gpu": "1"})), &[], &node(), &SUPPORTED),
+            Ok(0),
             "not of this node"
         );
     }
@@ -314,7 +428,7 @@ mod tests {
             json!({"containerPort": 80, "hostPort": 80, "protocol": "UDP"}),
             json!({"containerPort": 80, "hostPort": 80, "hostIP": "127.0.0.2"}),
         ] {
-            assert_eq!(admit(&holding(free), &[&one], &node(), &SUPPORTED), Ok(()));
+            assert_eq!(admitted(&holding(free), &[&one], &node(), &SUPPORTED), Ok(0));
         }
     }
 
@@ -337,7 +451,7 @@ mod tests {
             expression("cores", "Lt", &["5"]),
             json!([{}, {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}]),
         ] {
-            assert_eq!(admit(&required(terms.clone()), &[], &node(), &SUPPORTED), Ok(()), "{terms}");
+            assert_eq!(admitted(&required(terms.clone()), &[], &node(), &SUPPORTED), Ok(0), "{terms}");
         }
         for terms in [json!([{}]), expression("disk", "NotIn", &["ssd"]), expression("disk", "Gt", &["1"]), json!([])] {
             rejected(&required(terms), &[], "NodeAffinity", message);
@@ -355,9 +469,72 @@ mod tests {
         let with =
             |name: &str| pod(json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}));
         for name in ["net.ipv4.tcp_syncookies", "kernel/msgmax", "net.core.somaxconn"] {
-            assert_eq!(admit(&with(name), &[], &node(), &SUPPORTED), Ok(()), "{name}");
+            assert_eq!(admitted(&with(name), &[], &node(), &SUPPORTED), Ok(0), "{name}");
         }
         rejected(&with("kernel.sem"), &[], "SysctlForbidden", r#"forbidden sysctl: "kernel.sem" not allowlisted"#);
+    }
+
+    #[test]
+    fn sysctls_of_a_namespace_that_is_the_hosts_are_refused() {
+        let with = |name: &str, field: &str| {
+            let mut spec = json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
+            spec[field] = json!(true);
+            pod(spec)
+        };
+        rejected(
+            &with("kernel.msgmax", "hostIPC"),
+            &[],
+            "SysctlForbidden",
+            r#"forbidden sysctl: "kernel.msgmax" not allowed with host ipc enabled"#,
+        );
+        rejected(
+            &with("net.core.somaxconn", "hostNetwork"),
+            &[],
+            "SysctlForbidden",
+            r#"forbidden sysctl: "net.core.somaxconn" not allowed with host net enabled"#,
+        );
+        assert_eq!(admitted(&with("kernel.msgmax", "hostNetwork"), &[], &node(), &SUPPORTED), Ok(0));
+    }
+
+    #[test]
+    fn taints_keep_out_pods_of_an_api_server_alone() {
+        let mut tainted = node();
+        let taint = json!({"key": "down", "effect": "NoExecute"});
+        tainted.taints.push(serde_json::from_value(taint).unwrap());
+        let of = |source: &str| {
+            let mut pod = asking(json!({}));
+            pod.metadata.annotations = Some(BTreeMap::from([(SOURCE_ANNOTATION.to_owned(), source.to_owned())]));
+            pod
+        };
+        assert_eq!(admitted(&of("file"), &[], &tainted, &SUPPORTED), Ok(0));
+        let rejection = admitted(&of("api"), &[], &tainted, &SUPPORTED).unwrap_err();
+        assert_eq!(rejection.reason, "TaintToleration");
+        assert_eq!(
+            rejection.message,
+            "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate"
+        );
+    }
+
+    #[test]
+    fn for_a_critical_pod_others_have_to_go() {
+        let half = asking(json!({"cpu": "1", "memory": "512Mi"}));
+        let mut critical = half.clone();
+        critical.spec.as_mut().unwrap().priority = Some(preemption::CRITICAL);
+        assert_eq!(admitted(&critical, &[&half], &node(), &SUPPORTED), Ok(0), "there is room");
+        assert_eq!(admitted(&critical, &[&half, &half], &node(), &SUPPORTED), Ok(1));
+        let small = asking(json!({}));
+        assert_eq!(admitted(&critical, &[&small, &small, &small], &node(), &SUPPORTED), Ok(1), "room among the pods");
+        rejected(
+            &critical,
+            &[&critical, &critical],
+            "UnexpectedAdmissionError",
+            "Unexpected error while attempting to recover from admission failure: preemption: error finding a set of \
+             pods to preempt: no set of running pods found to reclaim resources: [(res: cpu, q: 1000), (res: memory, \
+             q: 536870912), ]",
+        );
+        critical.spec.as_mut().unwrap().node_name = Some("n2".to_owned());
+        let message = "Predicate NodeName failed: node(s) didn't match the requested node name";
+        rejected(&critical, &[&half, &half], "NodeName", message);
     }
 
     #[test]

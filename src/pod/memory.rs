@@ -11,7 +11,9 @@ use super::{
     action::Action,
     admission::Rejection,
     backoff::{Backoff, BackoffPolicy, RETRY},
+    preemption::Eviction,
     resize::Pending,
+    verdict::Verdict,
 };
 
 /// The memory of one actor.
@@ -23,6 +25,8 @@ pub struct Memory {
     pub termination: Option<Termination>,
     /// Why the node does not run it; durable in the ledger.
     pub rejection: Option<Rejection>,
+    /// Why the node does not run it any more; durable in the ledger.
+    pub eviction: Option<Eviction>,
     /// Actions under way.
     pub in_flight: BTreeSet<Action>,
     /// The last failure of an action, until it succeeds.
@@ -67,6 +71,20 @@ impl Memory {
         match &mut self.termination {
             Some(termination) => termination.grace = termination.grace.min(grace),
             None => self.termination = Some(Termination { since: now, grace }),
+        }
+    }
+
+    /// Why the pod has failed whatever its containers do, if it has.
+    pub fn verdict(&self) -> Option<Verdict> {
+        let rejected = self.rejection.clone().map(Verdict::Rejected);
+        rejected.or_else(|| self.eviction.clone().map(Verdict::Evicted))
+    }
+
+    /// Takes up what an earlier agent decided.
+    pub fn resume_verdict(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Rejected(rejection) => self.rejection = Some(rejection),
+            Verdict::Evicted(eviction) => self.eviction = Some(eviction),
         }
     }
 

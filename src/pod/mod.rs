@@ -10,6 +10,7 @@ pub mod backoff;
 #[cfg(test)]
 mod change_tests;
 pub mod desired;
+pub mod happening;
 pub mod lifecycle;
 pub mod memory;
 pub mod observed;
@@ -17,9 +18,13 @@ pub mod outcome;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
+pub mod preemption;
 pub mod resize;
 pub mod restart;
+pub mod runtime_class;
 pub mod status;
+pub mod taints;
+pub mod verdict;
 
 pub use action::Action;
 pub use admission::Rejection;
@@ -27,3 +32,5 @@ pub use memory::{Memory, Termination};
 pub use observed::ObservedPod;
 pub use outcome::Outcome;
 pub use plan::{NodeView, Plan, plan};
+pub use preemption::Eviction;
+pub use verdict::Verdict;

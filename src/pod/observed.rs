@@ -43,6 +43,8 @@ pub struct ObservedPod {
     pub probes: BTreeMap<String, Probed>,
     /// cgroups, mounts or a network attachment may exist: they have to be torn down.
     pub leftovers: Leftovers,
+    /// The record says why the pod has failed.
+    pub verdict: bool,
     /// Nothing of the pod is left, its record included.
     pub forgotten: bool,
 }

@@ -49,6 +49,7 @@ impl ObservedPod {
     pub fn apply(&mut self, action: &Action, outcome: Outcome) {
         match (action, outcome) {
             (Action::EnsureDirs, _) => self.dirs = true,
+            (Action::RecordVerdict(_), _) => self.verdict = true,
             (Action::LeaseAddresses, Outcome::Leased(addresses)) => self.network = Network::Leased(addresses),
             (Action::MountVolume(name), _) => {
                 self.volumes.insert(name.clone());

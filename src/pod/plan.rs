@@ -81,6 +81,11 @@ impl Planner<'_> {
         self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
     }
 
+    /// The pod's own grace period, seconds.
+    fn grace(&self) -> i64 {
+        self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30)
+    }
+
     fn uses_host_network(&self) -> bool {
         self.pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false)
     }
@@ -218,7 +223,7 @@ impl Planner<'_> {
             self.end_starts();
             return; // its end wakes us; taking down what is being built would race with it
         }
-        if self.stop_containers() {
+        if self.record_verdict() || self.stop_containers() {
             return;
         }
         if self.observed.sandbox != Sandbox::Absent {
@@ -249,12 +254,29 @@ impl Planner<'_> {
         }
     }
 
+    /// What was decided about the pod is on record before anything follows from it, lest another agent start it again.
+    /// True while that is waited for; a record that cannot be written (a full disk) is tried again, but keeps nobody.
+    fn record_verdict(&mut self) -> bool {
+        let Some(verdict) = self.memory.verdict() else { return false };
+        if self.observed.verdict || self.memory.termination.is_some() {
+            return false;
+        }
+        let record = Action::RecordVerdict(verdict);
+        let failed = self.memory.failure_of(&record).is_some();
+        self.act(record);
+        !failed
+    }
+
     /// A start that still hangs when the grace period is over is ended like a container that does not stop. One that was
     /// never released has no program that could stop.
     fn end_starts(&mut self) {
         let memory = self.memory;
-        let Some(termination) = &memory.termination else { return };
-        let deadline = termination.since.saturating_add(seconds(termination.grace)).unwrap_or(Timestamp::MAX);
+        let (since, grace) = match (&memory.termination, &memory.eviction) {
+            (Some(termination), _) => (termination.since, termination.grace),
+            (None, Some(eviction)) => (eviction.at, self.grace()),
+            (None, None) => return,
+        };
+        let deadline = since.saturating_add(seconds(grace)).unwrap_or(Timestamp::MAX);
         for action in &memory.in_flight {
             let Action::StartContainer { container, attempt } = action else { continue };
             let releasing = memory.in_flight.iter().any(|action| {
@@ -281,10 +303,7 @@ impl Planner<'_> {
 
     /// Signals, then kills, what runs. True while something does.
     fn stop_containers(&mut self) -> bool {
-        let grace = match &self.memory.termination {
-            Some(termination) => termination.grace,
-            None => self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30),
-        };
+        let grace = self.memory.termination.as_ref().map_or_else(|| self.grace(), |termination| termination.grace);
         let running: Vec<(String, u32)> =
             self.observed.running().map(|(name, attempt)| (name.to_owned(), attempt.number)).collect();
         for (container, attempt) in &running {

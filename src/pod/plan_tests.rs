@@ -6,7 +6,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    Action, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
+    Action, Eviction, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
     backoff::CRASH_LOOP,
     observed::{Attempt, AttemptState, Ended, Leftovers, Network, Prepared, ResolvedImage, Sandbox},
     plan::plan,
@@ -429,10 +429,37 @@ fn a_rejected_pod_has_failed_and_leaves_nothing() {
     case.observed = ObservedPod::default();
     case.memory.rejection = Some(Rejection { reason: "NodePorts".to_owned(), message: "taken".to_owned() });
     let plan = case.plan();
-    assert_eq!(plan.actions, []);
+    let record = Action::RecordVerdict(case.memory.verdict().expect("a verdict"));
+    assert_eq!(plan.actions, [record], "it is not decided again");
     assert_eq!((phase(&plan.status), plan.status.reason.as_deref()), ("Failed", Some("NodePorts")));
+    assert_eq!(plan.status.message.as_deref(), Some("Pod was rejected: taken"));
+    case.observed.verdict = true;
+    assert_eq!(case.plan().actions, []);
     case.memory.terminate(30, at(1));
     assert_eq!(case.plan().actions, [Action::ForgetPod]);
+}
+
+#[test]
+fn an_evicted_pod_is_recorded_then_stopped_and_stays_failed() {
+    let mut case = healthy();
+    case.memory.eviction = Some(Eviction::preempted(at(100)));
+    let record = Action::RecordVerdict(case.memory.verdict().expect("a verdict"));
+    let plan = case.plan();
+    assert_eq!(plan.actions.as_slice(), std::slice::from_ref(&record));
+    assert_eq!((phase(&plan.status), plan.status.reason.as_deref()), ("Failed", Some("Preempting")));
+    assert_eq!(plan.status.message.as_deref(), Some("Preempted in order to admit critical pod"));
+    let condition = plan.status.conditions.iter().flatten().find(|condition| condition.type_ == "DisruptionTarget");
+    let condition = condition.expect("a condition");
+    assert_eq!((condition.status.as_str(), condition.reason.as_deref()), ("True", Some("TerminationByKubelet")));
+    case.observed.verdict = true;
+    assert_eq!(case.plan().actions, [stop("app"), stop("log")]);
+    case.set("app", vec![ended(0, 0, 100)]);
+    case.set("log", vec![ended(0, 0, 100)]);
+    assert_eq!(case.plan().actions, [Action::StopSandbox]);
+    assert_eq!(phase(&case.plan().status), "Failed", "though all ended with 0");
+    case.observed.verdict = false;
+    case.memory.ended(&record, Some(("x".to_owned(), "disk full".to_owned())), case.now);
+    assert_eq!(case.plan().actions, [Action::StopSandbox], "a record that cannot be written keeps nobody");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use super::{
     observed::{Attempt, AttemptState, Ended, Network, ObservedPod, Sandbox},
     plan::NodeView,
     resize,
+    verdict::Verdict,
 };
 use crate::api::qos::qos_class;
 
@@ -31,8 +32,11 @@ pub fn status(pod: &Pod, observed: &ObservedPod, memory: &Memory, node: &NodeVie
         steps.iter().map(|(container, next)| view.container(container, *next)).collect();
     let (init_statuses, main_statuses) = statuses.split_at(inits.len());
     let deadline_exceeded = lifecycle::deadline(pod, memory).is_some_and(|deadline| deadline <= now);
-    let (reason, message) = match &memory.rejection {
-        Some(rejection) => (Some(rejection.reason.clone()), Some(rejection.message.clone())),
+    let (reason, message) = match memory.verdict() {
+        Some(Verdict::Rejected(rejection)) => {
+            (Some(rejection.reason), Some(format!("Pod was rejected: {}", rejection.message)))
+        }
+        Some(Verdict::Evicted(eviction)) => (Some(eviction.reason), Some(eviction.message)),
         None if deadline_exceeded => (
             Some("DeadlineExceeded".to_owned()),
             Some("Pod was active on the node longer than the specified deadline".to_owned()),
@@ -254,6 +258,13 @@ impl View<'_> {
             self.condition("ContainersReady", ready, now),
             self.condition("PodScheduled", Ok(()), now),
         ]);
+        if let Some(eviction) = &self.memory.eviction {
+            conditions.push(PodCondition {
+                reason: Some("TerminationByKubelet".to_owned()),
+                message: Some(eviction.condition.clone()),
+                ..self.condition("DisruptionTarget", Ok(()), now)
+            });
+        }
         conditions
     }
 

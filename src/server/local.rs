@@ -17,11 +17,12 @@ use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
 use super::{
-    find,
+    events, find,
     images::{Credentials, ImageView, Images, LoadSource, PullProgress},
     logs::{self, LogFiles, LogQuery, LogReader, LogWatch},
 };
 use crate::{
+    obs::events::Recorder,
     store::layout::Layout,
     worker::handle::{ManifestProblem, Node, NodeError, PodView, Usage},
 };
@@ -40,6 +41,8 @@ pub struct ServerState {
     pub layout: Layout,
     /// What the agent says of itself.
     pub version: Version,
+    /// What happened to pods.
+    pub events: Recorder,
     /// Followers of logs; shared with every other server of the agent.
     pub watch: LogWatch,
 }
@@ -131,6 +134,7 @@ pub fn router(state: ServerState) -> Router {
         .route("/v1/pods", get(pods))
         .route("/v1/problems", get(problems))
         .route("/v1/usage", get(usage))
+        .route("/v1/events", get(events::list))
         .route("/v1/logs", get(log))
         .route("/v1/images", get(images).delete(remove_image))
         .route("/v1/images/pull", post(pull))
@@ -157,7 +161,7 @@ impl IntoResponse for NodeError {
 }
 
 /// A question that was asked wrongly.
-struct BadRequest(String);
+pub(super) struct BadRequest(String);
 
 impl IntoResponse for BadRequest {
     fn into_response(self) -> Response {
@@ -231,7 +235,7 @@ async fn pull(State(state): State<ServerState>, Json(request): Json<PullRequest>
 }
 
 /// A body of JSON lines that `work` sends.
-fn async_lines<T, W>(work: impl FnOnce(mpsc::Sender<T>) -> W) -> Body
+pub(super) fn async_lines<T, W>(work: impl FnOnce(mpsc::Sender<T>) -> W) -> Body
 where
     T: Serialize + Send + 'static,
     W: Future<Output = ()> + Send + 'static,

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     api::update::Change,
+    obs::events::Recorder,
     store::layout::Layout,
     supervisor::spec::ExecSpec,
     worker::handle::{BoxFuture, ContainerView, ExecSession, ManifestProblem, Node, NodeError, PodView, Usage},
@@ -215,6 +216,13 @@ pub fn state(root: &Path) -> (ServerState, Arc<FakeNode>, Arc<FakeImages>) {
     let layout = Layout { root: root.join("root"), run: root.join("run"), log: root.join("log") };
     let version =
         Version { version: "0.1.0".to_owned(), node: "node1".to_owned(), pid: 1, started: Timestamp::UNIX_EPOCH };
-    let state = ServerState { node: node.clone(), images: images.clone(), layout, version, watch: LogWatch::default() };
+    let state = ServerState {
+        node: node.clone(),
+        images: images.clone(),
+        layout,
+        version,
+        events: Recorder::default(),
+        watch: LogWatch::default(),
+    };
     (state, node, images)
 }

@@ -24,6 +24,11 @@ impl Layout {
         self.root.join("images")
     }
 
+    /// What happened to pods.
+    pub fn events(&self) -> PathBuf {
+        self.root.join("events.jsonl")
+    }
+
     /// The socket of the local HTTP API.
     pub fn api_socket(&self) -> PathBuf {
         self.run.join("berth.sock")

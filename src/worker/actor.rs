@@ -1,6 +1,7 @@
 //! One actor per pod UID: observe, plan, publish, execute, again.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,9 +23,9 @@ use super::{
     record::PodRecord,
 };
 use crate::{
-    obs::events::Severity,
     pod::{
-        Action, Memory, NodeView, ObservedPod, Outcome,
+        Action, Eviction, Memory, NodeView, ObservedPod, Outcome,
+        happening::{self, Happening, Severity},
         observed::{Attempt, AttemptState, Ended, Sandbox},
         plan,
         resize::{self, Allocation, Pending},
@@ -41,6 +42,8 @@ pub struct Wanted {
     pub record: Option<Arc<PodRecord>>,
     /// A change of its resources that has no room.
     pub resize: Option<Pending>,
+    /// Set once the node does not run it any more.
+    pub evict: Option<Eviction>,
 }
 
 /// What an actor tells of itself after each plan that changed something.
@@ -114,6 +117,10 @@ impl Actor {
             if let Some(grace) = wanted.terminate {
                 self.memory.terminate(grace, now);
             }
+            // A pod that ended by itself in the meantime has not been evicted.
+            if let (Some(eviction), false) = (wanted.evict, self.has_ended()) {
+                self.memory.eviction.get_or_insert(eviction);
+            }
             self.memory.resize = wanted.resize;
             let plan = plan(&self.pod, &self.observed, &self.memory, &self.node, now);
             self.publish(plan.status, &stages, std::mem::take(&mut changes.unreported));
@@ -167,6 +174,9 @@ impl Actor {
         tasks: &mut HashMap<Id, Task>,
     ) {
         debug!(pod = self.name(), ?action, "begin");
+        if let Some(happening) = happening::begun(&action, &self.memory, &self.observed) {
+            self.host.happened(&self.pod, happening);
+        }
         self.memory.begun(&action, &self.node.crash_loop, now);
         self.observed.begin(&action);
         let begun = self.seen.elapsed().as_micros() as u64;
@@ -184,7 +194,8 @@ impl Actor {
         running: &mut JoinSet<Finished>,
         tasks: &mut HashMap<Id, Task>,
     ) -> Option<Timestamp> {
-        let record = wanted.filter(|_| self.memory.termination.is_none())?;
+        let goes = self.memory.termination.is_some() || self.memory.verdict().is_some();
+        let record = wanted.filter(|_| !goes)?;
         let known = changes.recorded.as_ref().is_some_and(|recorded| Arc::ptr_eq(recorded, &record));
         if known || changes.writing.is_some() {
             return None;
@@ -269,6 +280,7 @@ impl Actor {
                 // A pod that restarts for years keeps the story of its start, not of every restart.
                 stages.truncate(128);
                 self.memory.ended(&action, None, self.host.now());
+                self.tell(happening::finished(&self.pod, &action, Ok(&done.outcome)));
                 match (&action, done.outcome) {
                     (Action::RecordPod, _) => self.swap(changes, tasks),
                     (Action::ResizePod { containers }, _) => self.observed.resized(&task.pod, containers),
@@ -287,6 +299,7 @@ impl Actor {
                 if action == Action::RecordPod {
                     changes.writing = None;
                 }
+                self.tell(happening::finished(&self.pod, &action, Err((&error.reason, &error.message))));
                 self.memory.ended(&action, Some((error.reason, error.message)), self.host.now());
             }
         }
@@ -328,6 +341,9 @@ impl Actor {
     }
 
     fn publish(&mut self, status: PodStatus, stages: &[Stage], swapped: bool) {
+        if self.memory.status != status {
+            self.tell(happening::changed(&self.pod, &self.memory.status, &status));
+        }
         let changed = swapped || self.memory.status != status;
         self.tell_of_resize(&status);
         self.memory.status = status;
@@ -341,6 +357,10 @@ impl Actor {
         }
     }
 
+    fn has_ended(&self) -> bool {
+        matches!(self.memory.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
     /// The events of a resize that is allocated: begun, failed, done.
     fn tell_of_resize(&self, status: &PodStatus) {
         let progress = |status: &PodStatus| {
@@ -348,9 +368,9 @@ impl Actor {
             conditions.find(|condition| condition.type_ == "PodResizeInProgress").cloned()
         };
         let (before, after) = (progress(&self.memory.status), progress(status));
-        let tell = |severity, reason, what: &str, error: &str| {
+        let tell = |severity, reason: &'static str, what: &str, error: &str| {
             let message = format!("Pod resize {what}: {}", resize::summary(&self.pod, error));
-            self.host.event(&self.pod, severity, reason, message);
+            self.tell(vec![Happening { container: None, severity, reason: Cow::Borrowed(reason), message }]);
         };
         match (&before, &after) {
             (None, Some(_)) => tell(Severity::Normal, "ResizeStarted", "started", ""),
@@ -365,6 +385,12 @@ impl Actor {
         }
     }
 
+    fn tell(&self, happenings: Vec<Happening>) {
+        for happening in happenings {
+            self.host.happened(&self.pod, happening);
+        }
+    }
+
     fn name(&self) -> &str {
         self.pod.metadata.name.as_deref().unwrap_or_default()
     }
@@ -374,6 +400,7 @@ fn stage_name(action: &Action) -> String {
     match action {
         Action::EnsureDirs => "dirs".to_owned(),
         Action::RecordPod => "recorded".to_owned(),
+        Action::RecordVerdict(_) => "verdict".to_owned(),
         Action::LeaseAddresses => "lease".to_owned(),
         Action::MountVolume(name) => format!("volume/{name}"),
         Action::ResolveImage { container, .. } => format!("{container}/image"),

@@ -403,3 +403,30 @@ async fn a_pod_that_is_to_go_takes_no_change_any_more() {
     sleep(Duration::from_secs(60)).await;
     assert_eq!(rig.count(&Action::RecordPod), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_story_of_a_pod_is_told_in_events() {
+    let rig = rig(|host| host.script(start(1), Step::Fail("no")));
+    settle().await;
+    assert_eq!(rig.host.happenings(), ["Created", "Started"]);
+    rig.exit(0, 1).await;
+    assert_eq!(rig.host.happenings()[2..], ["Created", "Failed", "BackOff"], "the second attempt could not start");
+    sleep(Duration::from_secs(11)).await;
+    assert_eq!(rig.host.happenings()[5..], ["Started"]);
+    rig.exit(1, 1).await;
+    assert_eq!(rig.host.happenings()[6..], ["BackOff"]);
+    rig.terminate(30);
+    settle().await;
+    assert_eq!(rig.host.happenings().len(), 7, "nothing runs that would have to be stopped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_sandbox_and_the_end_are_told() {
+    let rig = rig(|_| {});
+    settle().await;
+    rig.lose(1, vec![("app".to_owned(), ended("app", 0, 1, 137, rig.clock.now()))]).await;
+    sleep(Duration::from_secs(1)).await;
+    rig.terminate(30);
+    settle().await;
+    assert_eq!(rig.host.happenings()[2..], ["SandboxChanged", "Created", "Started", "Killing"]);
+}

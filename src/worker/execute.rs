@@ -23,16 +23,16 @@ use super::{
     inputs,
     record::PodRecord,
     records,
-    shared::Shared,
+    shared::{Pulled, Shared},
     watch,
 };
 use crate::{
     api::qos::{QosClass, qos_class},
     cgroup::path::SANDBOX,
     image::{Image, policy},
-    obs::events::Severity,
     pod::{
-        Action, Outcome,
+        Action, Outcome, Verdict,
+        happening::{self, Happening},
         observed::{Attempt, AttemptState, Launched},
         restart::RestartReason,
     },
@@ -246,6 +246,12 @@ impl Host {
         Ok(Done::new(Outcome::Done))
     }
 
+    fn record_verdict(&self, verdict: Verdict) -> Result<Done, ActionError> {
+        let held = self.record.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let record = PodRecord { verdict: Some(verdict), ..PodRecord::clone(&held) };
+        self.write_record(Some(Arc::new(record))).map(|()| Done::new(Outcome::Done))
+    }
+
     fn lease_addresses(&self, pod: &Pod) -> Result<Done, ActionError> {
         const REASON: &str = "FailedCreatePodSandBox";
         if !on_host_network(pod) {
@@ -288,8 +294,17 @@ impl Host {
         };
         let decision = policy::decide(wanted, image, present.is_some()).map_err(refused)?;
         let image = match (decision, present) {
-            (policy::Decision::UsePresent, Some(image)) => image,
-            _ => self.shared.pull(image).await.map_err(refused)?,
+            (policy::Decision::UsePresent, Some(found)) => {
+                self.happened(pod, happening::present(container.name(), image));
+                found
+            }
+            _ => {
+                self.happened(pod, happening::pulling(container.name(), image));
+                let pulled = self.shared.pull(image).await.map_err(refused)?;
+                let Pulled { took, waited, .. } = pulled;
+                self.happened(pod, happening::pulled(container.name(), image, took, waited, pulled.image.size));
+                pulled.image
+            }
         };
         let id = image.id.clone();
         self.state().images.insert(container.name().to_owned(), image);
@@ -428,7 +443,7 @@ impl Host {
         let message = why.message(name);
         durable::write_json(&self.dirs.attempt(name, attempt).restart_file(), &message)
             .map_err(because("FailedKillPod"))?;
-        self.shared.events.record(pod, Some(name), Severity::Normal, "Killing", message, Timestamp::now());
+        self.happened(pod, Happening::normal(Some(name), "Killing", message));
         Ok(Done::new(Outcome::Done))
     }
 
@@ -530,6 +545,7 @@ impl PodHost for Host {
                 // The ledger's entry of the pod as it is; a changed one comes by `record`.
                 Action::RecordPod => blocking(move || host.write_record(None).map(|()| Done::new(Outcome::Done))).await,
                 Action::EnsureDirs => blocking(move || host.ensure_dirs()).await,
+                Action::RecordVerdict(verdict) => blocking(move || host.record_verdict(verdict)).await,
                 Action::LeaseAddresses => blocking(move || host.lease_addresses(&pod)).await,
                 Action::MountVolume(name) => blocking(move || host.mount_volume(&pod, &name)).await,
                 Action::ResolveImage { container, .. } => self.resolve_image(&pod, &container).await,
@@ -580,6 +596,10 @@ impl PodHost for Host {
                 error => NodeError::Internal(ActionError::new("", &error).message),
             })
         })
+    }
+
+    fn happened(&self, pod: &Pod, happening: Happening) {
+        self.shared.events.happened(pod, happening, Timestamp::now());
     }
 
     fn attempt_ended(&self, attempt: &Attempt) {

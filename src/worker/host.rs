@@ -9,8 +9,7 @@ use super::{
     record::PodRecord,
 };
 use crate::{
-    obs::events::Severity,
-    pod::{Action, Outcome, observed::Attempt},
+    pod::{Action, Outcome, happening::Happening, observed::Attempt},
     supervisor::spec::ExecSpec,
 };
 
@@ -28,8 +27,8 @@ pub trait PodHost: Send + Sync + 'static {
         Timestamp::now()
     }
 
-    /// Notes that something happened to the pod as a whole.
-    fn event(&self, _pod: &Pod, _severity: Severity, _reason: &str, _message: String) {}
+    /// Something happened that is worth an event. Must not block.
+    fn happened(&self, _pod: &Pod, _happening: Happening) {}
 
     /// An attempt ended: the room to remove what only its processes needed (its cgroup). Called once for each.
     fn attempt_ended(&self, _attempt: &Attempt) {}

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
 
 use berth_cni::{PortMapping, Protocol};
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::{
+    api::core::v1::{Pod, PodSpec},
+    jiff::Timestamp,
+};
 
 use super::{host::ActionError, shared::Shared};
 use crate::{
@@ -13,6 +16,7 @@ use crate::{
     network::{
         DnsConfig, NodeNames, PodFiles, PodHostname, read_host_resolv_conf, resolv_conf::RESOLVED_FILE, write_files,
     },
+    pod::happening::Happening,
     runtime::{
         config_error::ConfigError,
         container_ref::ContainerRef,
@@ -203,7 +207,10 @@ impl Shared {
                 "MissingClusterDNS" => {
                     self.warn_once("no cluster DNS is configured; pods with ClusterFirst get Default")
                 }
-                reason => tracing::warn!(pod = pod.metadata.name, reason, "{}", warning.message),
+                reason => {
+                    let happening = Happening::warning(None, reason, warning.message.clone());
+                    self.events.happened(pod, happening, Timestamp::now());
+                }
             }
         }
         write_files(dirs, &files).map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))

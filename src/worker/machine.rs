@@ -122,7 +122,8 @@ pub fn facts(config: &NodeConfig, allocatable: &Allocatable) -> NodeFacts {
         "aarch64" => "arm64",
         other => other,
     };
-    let labels = BTreeMap::from([
+    let mut labels = config.node_labels.clone();
+    labels.extend([
         ("kubernetes.io/hostname".to_owned(), config.node_name.clone()),
         ("kubernetes.io/os".to_owned(), "linux".to_owned()),
         ("kubernetes.io/arch".to_owned(), architecture.to_owned()),
@@ -142,6 +143,7 @@ pub fn facts(config: &NodeConfig, allocatable: &Allocatable) -> NodeFacts {
         labels,
         allocatable: resources,
         allowed_sysctls: config.allowed_unsafe_sysctls.clone(),
+        taints: config.taints.clone(),
         host_ports: Vec::new(),
     }
 }

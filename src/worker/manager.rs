@@ -25,6 +25,9 @@ use crate::{
     pod::{
         Memory, NodeView, ObservedPod, Rejection,
         desired::{Desired, DesiredPod, SourcedPod, full_name},
+        lifecycle,
+        observed::Sandbox,
+        preemption,
     },
 };
 
@@ -36,8 +39,25 @@ pub trait Hosts: Send + Sync + 'static {
     /// The hands of a pod that is new.
     fn host(&self, record: PodRecord, events: mpsc::Sender<PodEvent>) -> Arc<dyn PodHost>;
 
-    /// Whether the node takes a new pod, next to those it has.
-    fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection>;
+    /// Completes a new pod before it is admitted: what its runtime class says.
+    ///
+    /// # Errors
+    /// It cannot be completed.
+    fn complete(&self, _pod: &mut Pod) -> Result<(), Rejection> {
+        Ok(())
+    }
+
+    /// Whether the node takes a new pod, next to those it has: with the UIDs of those that have to end first.
+    ///
+    /// # Errors
+    /// It does not.
+    fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<Vec<String>, Rejection>;
+
+    /// Whether a pod fits beside `others` without any of them going.
+    ///
+    /// # Errors
+    /// It does not.
+    fn fits(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection>;
 
     /// The time. Tests have one of their own.
     fn now(&self) -> Timestamp {
@@ -56,7 +76,7 @@ pub trait Hosts: Send + Sync + 'static {
     fn event(&self, _pod: &Pod, _severity: Severity, _reason: &str, _message: String) {}
 }
 
-/// A pod found on this machine at start.
+/// A pod with all that is known of it: found on this machine at start, or new.
 pub struct Recovered {
     /// As it was admitted.
     pub record: PodRecord,
@@ -95,6 +115,11 @@ pub(super) struct Running {
     /// What its source said last, so that nothing is compared twice.
     pub(super) sourced: Option<Arc<SourcedPod>>,
     pub(super) wanted: watch::Sender<Wanted>,
+    pub(super) reports: watch::Receiver<Option<Arc<Report>>>,
+    /// Known from the beginning to hold nothing: never admitted, or over before this agent.
+    pub(super) idle: bool,
+    /// Somebody waits for its end.
+    pub(super) watched: bool,
 }
 
 /// A change of a pod that somebody waits for.
@@ -115,6 +140,8 @@ pub struct Manager {
     entries: Entries,
     pub(super) running: BTreeMap<String, Running>,
     tasks: JoinSet<String>,
+    /// One for each pod that goes for another: until it is over.
+    pub(super) leaving: JoinSet<()>,
     /// New generations already said to be waiting, so that it is said once.
     waiting: BTreeSet<String>,
     /// UIDs of pods whose record cannot be used: nothing is done to them, or for them.
@@ -130,6 +157,7 @@ impl Manager {
             entries,
             running: BTreeMap::new(),
             tasks: JoinSet::new(),
+            leaving: JoinSet::new(),
             waiting: BTreeSet::new(),
             left_alone: BTreeSet::new(),
         }
@@ -137,8 +165,15 @@ impl Manager {
 
     /// Takes up a pod that was here before. It is not decided again whether the node runs it.
     pub fn adopt(&mut self, recovered: Recovered) {
-        let Recovered { record, observed, memory, host, events } = recovered;
-        self.spawn(record, observed, memory, host, events, Instant::now());
+        let Recovered { record, observed, memory, .. } = &recovered;
+        let phase = lifecycle::phase(&record.pod, observed, memory, self.hosts.now());
+        let idle = phase.is_terminal() && observed.sandbox == Sandbox::Absent;
+        let evicted = memory.eviction.clone();
+        let uid = record.uid().to_owned();
+        self.spawn(recovered, Instant::now(), idle);
+        if let (Some(eviction), Some(running)) = (evicted, self.running.get(&uid)) {
+            running.evict(eviction);
+        }
     }
 
     /// Keeps off a pod that was here before and whose record cannot be used. A source that wants it has to wait.
@@ -156,12 +191,19 @@ impl Manager {
         self.running.is_empty() && self.left_alone.is_empty()
     }
 
-    /// Resolves when an actor has ended, with its pod gone; never while there is none.
+    /// Resolves when an actor has ended, with its pod gone, or a pod has left its room to another; never while there is
+    /// neither.
     pub async fn pod_gone(&mut self) {
-        match self.tasks.join_next_with_id().await {
-            None => std::future::pending().await,
-            Some(Ok((_, uid))) => self.remove(&uid),
-            Some(Err(error)) => {
+        // Cancel-safe: `join_next` loses nothing when it is dropped.
+        let gone = tokio::select! {
+            biased;
+            Some(gone) = self.tasks.join_next_with_id() => gone,
+            Some(_) = self.leaving.join_next() => return,
+            else => return std::future::pending().await,
+        };
+        match gone {
+            Ok((_, uid)) => self.remove(&uid),
+            Err(error) => {
                 // An actor has no way to fail; a bug in one must not take the others along. Its pod stays as it is
                 // until the agent starts again and adopts it.
                 warn!(%error, "the actor of a pod ended abnormally; its pod is left alone");
@@ -197,7 +239,11 @@ impl Manager {
                 first
             });
         }
-        for (uid, pod) in &desired.pods {
+        // What runs for everybody comes first, whatever its name.
+        let mut new: Vec<(&String, &DesiredPod)> = desired.pods.iter().collect();
+        new.sort_by_key(|(_, pod)| std::cmp::Reverse(pod.pod.pod.spec.as_ref().map_or(0, preemption::priority)));
+        let mut waiting = Vec::new();
+        for (uid, pod) in new {
             if self.running.contains_key(uid) {
                 // Running, or still being removed: looked at again when it is gone.
                 problems.extend(self.follow(uid, pod));
@@ -218,8 +264,15 @@ impl Manager {
                 }
                 continue;
             }
-            self.waiting.remove(uid);
-            self.start(pod, seen);
+            if self.start(pod, &waiting, seen) {
+                self.waiting.remove(uid);
+                continue;
+            }
+            // The room that is being made is not given to somebody else.
+            waiting.push(&pod.pod.pod);
+            if self.waiting.insert(uid.clone()) {
+                info!(pod = pod.full_name, uid, "the pod waits until there is room for it");
+            }
         }
         self.waiting.retain(|uid| desired.pods.contains_key(uid));
         self.resize_waiting();
@@ -229,16 +282,21 @@ impl Manager {
 
     pub(super) fn tell_hosts(&self) {
         let pods: Vec<&Pod> =
-            self.running.values().filter(|running| !running.rejected).map(|running| &*running.effective).collect();
+            self.running.values().filter(|running| running.takes_room()).map(|running| &*running.effective).collect();
         self.hosts.changed(&pods);
     }
 
-    fn start(&mut self, desired: &DesiredPod, seen: Instant) {
-        let others: Vec<&Pod> =
-            self.running.values().filter(|running| !running.rejected).map(|running| &*running.effective).collect();
+    /// Starts a pod, or an actor that says why it is not started. False when it has to wait: others are going, or have
+    /// been told to, and it fits when they are gone. `waiting` are pods that wait for room and come before this one.
+    fn start(&mut self, desired: &DesiredPod, waiting: &[&Pod], seen: Instant) -> bool {
         let mut pod = desired.pod.pod.clone();
         // What an API server says of a new pod.
         pod.metadata.generation.get_or_insert(1);
+        let rejection = match self.hosts.complete(&mut pod).and_then(|()| self.make_room(&pod, waiting)) {
+            Ok(true) => None,
+            Ok(false) => return false,
+            Err(rejection) => Some(rejection),
+        };
         let record = PodRecord {
             version: record::VERSION,
             pod: Arc::new(pod),
@@ -247,36 +305,47 @@ impl Manager {
             origin: desired.pod.origin.clone(),
             start_time: self.hosts.now(),
             sourced: Some(record::digest(&desired.pod.pod)),
+            verdict: None,
         };
-        let rejection = self.hosts.admit(&record.pod, &others).err();
         match &rejection {
-            Some(rejection) => warn!(pod = desired.full_name, reason = rejection.reason, "{}", rejection.message),
+            Some(rejection) => {
+                warn!(pod = desired.full_name, reason = rejection.reason, "{}", rejection.message);
+                let Rejection { reason, message } = rejection;
+                self.hosts.event(&record.pod, Severity::Warning, reason, message.clone());
+            }
             None => info!(pod = desired.full_name, uid = record.uid(), origin = record.origin, "pod added"),
         }
+        let idle = rejection.is_some();
         let memory = Memory { start_time: Some(record.start_time), rejection, ..Memory::default() };
         let (sender, events) = mpsc::channel(EVENTS);
         let host = self.hosts.host(record.clone(), sender);
-        self.spawn(record, ObservedPod::default(), memory, host, events, seen);
+        self.spawn(Recovered { record, observed: ObservedPod::default(), memory, host, events }, seen, idle);
+        true
     }
 
-    fn spawn(
-        &mut self,
-        record: PodRecord,
-        observed: ObservedPod,
-        memory: Memory,
-        host: Arc<dyn PodHost>,
-        events: mpsc::Receiver<PodEvent>,
-        seen: Instant,
-    ) {
+    fn spawn(&mut self, pod: Recovered, seen: Instant, idle: bool) {
+        let Recovered { record, observed, memory, host, events } = pod;
         let uid = record.uid().to_owned();
         let (wanted, wishes) = watch::channel(Wanted::default());
         let (reports, readers) = watch::channel(None);
         let rejected = memory.rejection.is_some();
         let (desired, pod) = (record.pod.clone(), record.effective());
-        let entry = Entry { source: record.origin.clone(), reports: readers, host: host.clone(), pod: desired.clone() };
+        let entry =
+            Entry { source: record.origin.clone(), reports: readers.clone(), host: host.clone(), pod: desired.clone() };
         self.lock().insert(uid.clone(), entry);
         let (full_name, effective, record) = (full_name(&pod), pod.clone(), Arc::new(record));
-        self.running.insert(uid.clone(), Running { record, full_name, rejected, effective, sourced: None, wanted });
+        let running = Running {
+            record,
+            full_name,
+            rejected,
+            effective,
+            sourced: None,
+            wanted,
+            reports: readers,
+            idle,
+            watched: false,
+        };
+        self.running.insert(uid.clone(), running);
         let node = self.node.clone();
         let actor = Actor { pod, desired, observed, memory, node, host, wanted: wishes, events, reports, seen };
         self.tasks.spawn(async move {

@@ -16,7 +16,7 @@ use super::{
     host::{PodEvent, PodHost},
     manager::{Entries, Hosts, Manager, Recovered, Update},
     record::PodRecord,
-    testing::{Clock, FakeHost, Step, node, pod, record, running, settle, start, stop},
+    testing::{Clock, FakeHost, Step, ended, node, pod, record, running, settle, start, stop},
 };
 use crate::{
     api::{
@@ -27,7 +27,8 @@ use crate::{
     },
     obs::events::Severity,
     pod::{
-        Action, Memory, ObservedPod, Rejection,
+        Action, Eviction, Memory, ObservedPod, Rejection, Verdict,
+        admission::{self, NodeFacts, PODS},
         desired::{Desired, SourceId, SourceUpdate, SourcedPod, merge},
         observed::{Leftovers, Network, Sandbox},
     },
@@ -44,6 +45,8 @@ struct FakeHosts {
     beside: Mutex<Vec<String>>,
     /// CPUs that there are, and that pods are admitted for.
     processors: Mutex<i64>,
+    /// Most pods.
+    pods: i64,
     /// Reasons of events.
     told: Mutex<Vec<String>>,
 }
@@ -66,8 +69,16 @@ impl Hosts for FakeHosts {
         host
     }
 
-    fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection> {
+    fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<Vec<String>, Rejection> {
         *self.beside.lock().unwrap() = others.iter().map(|pod| uid(pod)).collect();
+        self.fits(pod, others)?;
+        let allocatable = Resources::from([(PODS.to_owned(), Quantity::from_units(self.pods))]);
+        let facts = NodeFacts { allocatable, ..NodeFacts::default() };
+        let victims = admission::admit(pod, others, &facts, &[""; 0])?;
+        Ok(victims.iter().map(|pod| uid(pod)).collect())
+    }
+
+    fn fits(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection> {
         let processors = |pods: &[&Pod]| -> i64 { pods.iter().map(|pod| asks_for(pod)).sum() };
         let room = *self.processors.lock().unwrap() - processors(others);
         match self.refused.contains(&uid(pod)) || processors(&[pod]) > room {
@@ -96,6 +107,15 @@ struct Rig {
 }
 
 fn rig(refused: &[&str]) -> Rig {
+    rig_with(refused, 110)
+}
+
+/// A node for two pods.
+fn small_rig() -> Rig {
+    rig_with(&[], 2)
+}
+
+fn rig_with(refused: &[&str], pods: i64) -> Rig {
     let hosts = Arc::new(FakeHosts {
         clock: Clock::new(),
         made: Mutex::default(),
@@ -103,6 +123,7 @@ fn rig(refused: &[&str]) -> Rig {
         refused: refused.iter().map(|uid| (*uid).to_owned()).collect(),
         beside: Mutex::default(),
         processors: Mutex::new(4),
+        pods,
         told: Mutex::default(),
     });
     let entries = Entries::default();
@@ -136,6 +157,10 @@ impl Rig {
 
     /// A pod an earlier agent left running.
     fn adopt(&mut self, uid: &str, name: &str) -> Arc<FakeHost> {
+        self.adopt_with(uid, name, None)
+    }
+
+    fn adopt_with(&mut self, uid: &str, name: &str, verdict: Option<Verdict>) -> Arc<FakeHost> {
         let (sender, events) = mpsc::channel(8);
         let host = Arc::new(FakeHost::new(self.hosts.clock, sender));
         let now = self.hosts.clock.now();
@@ -145,11 +170,13 @@ impl Rig {
             sandbox: Sandbox::Running { pid: 9 },
             generation: 1,
             leftovers: Leftovers { cgroups: true, volumes: false, network: true },
+            verdict: verdict.is_some(),
             ..ObservedPod::default()
         };
         observed.record("app", running("app", 0, 1, now));
-        let record = record(pod(uid, name), now);
-        let memory = Memory { start_time: Some(now), ..Memory::default() };
+        let record = PodRecord { verdict: verdict.clone(), ..record(pod(uid, name), now) };
+        let mut memory = Memory { start_time: Some(now), ..Memory::default() };
+        verdict.into_iter().for_each(|verdict| memory.resume_verdict(verdict));
         self.manager.adopt(Recovered { record, observed, memory, host: host.clone(), events });
         host
     }
@@ -252,7 +279,9 @@ async fn a_pod_the_node_does_not_take_fails_and_counts_for_nothing() {
     let mut rig = rig(&["1"]);
     rig.reconcile(wants(&[("1", "a")])).await;
     assert_eq!(rig.phase("1"), "Failed");
-    assert_eq!(rig.host("1").actions(), [], "nothing is made for it");
+    let actions = rig.host("1").actions();
+    assert!(matches!(actions.as_slice(), [Action::RecordVerdict(_)]), "nothing but its record is made: {actions:?}");
+    assert_eq!(rig.told(), ["OutOfcpu"]);
     rig.reconcile(wants(&[("1", "a"), ("2", "b")])).await;
     assert_eq!(*rig.hosts.beside.lock().unwrap(), Vec::<String>::new());
     rig.reconcile(wants(&[("2", "b")])).await;
@@ -410,7 +439,7 @@ async fn a_resize_gets_what_is_free_and_waits_for_what_is_not() {
     assert_eq!(rig.told(), Vec::<String>::new());
     let told = std::mem::take(&mut *rig.host("1").told.lock().unwrap());
     assert_eq!(
-        told.iter().map(|(reason, _)| reason.as_str()).collect::<Vec<_>>(),
+        told.iter().map(|(reason, _)| reason.as_str()).filter(|reason| reason.contains("Resize")).collect::<Vec<_>>(),
         ["ResizeStarted", "ResizeCompleted"]
     );
 
@@ -450,4 +479,93 @@ async fn a_waiting_resize_holds_nothing_back_and_is_counted_by_what_it_has() {
     rig.change(cpu("3")).await.unwrap();
     rig.reconcile(wants_cpu(&[("1", 1), ("2", 2), ("3", 1)])).await;
     assert_eq!(rig.phase("3"), "Running");
+}
+/// As [`wants`], the pods with these UIDs being critical.
+fn wants_critical(pods: &[(&str, &str)], critical: &[&str]) -> SourceUpdate {
+    let mut update = wants(pods);
+    for pod in update.pods.iter_mut().filter(|pod| critical.contains(&pod.uid())) {
+        let spec = Arc::make_mut(pod).pod.spec.as_mut().unwrap();
+        spec.priority_class_name = Some("system-node-critical".to_owned());
+    }
+    update
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_pod_starts_when_another_has_made_room_for_it() {
+    let mut rig = small_rig();
+    let release = Arc::new(Notify::new());
+    rig.script("2", Action::StopSandbox, Step::Hold(release.clone()));
+    rig.reconcile(wants(&[("1", "a"), ("2", "b")])).await;
+    let update = || wants_critical(&[("1", "a"), ("2", "b"), ("3", "c")], &["3"]);
+    rig.reconcile(update()).await;
+    assert_eq!(rig.told(), ["Preempting"]);
+    assert_eq!((rig.phase("1").as_str(), rig.phase("2").as_str()), ("Running", "Failed"));
+    assert!(!rig.manager.uids().contains("3"), "not while the other holds anything");
+    rig.reconcile(update()).await;
+    assert_eq!(rig.told(), Vec::<String>::new(), "one is enough, however often it is asked");
+    release.notify_one();
+    rig.gone().await;
+    rig.reconcile(update()).await;
+    assert_eq!(rig.phase("3"), "Running");
+    let order: Vec<Action> =
+        rig.host("2").actions().into_iter().skip_while(|a| !matches!(a, Action::RecordVerdict(_))).collect();
+    assert!(matches!(order.as_slice(), [Action::RecordVerdict(_), stopped, ..] if *stopped == stop(0)), "{order:?}");
+    assert_eq!(rig.phase("2"), "Failed", "it does not come back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn critical_pods_come_first_when_all_are_new() {
+    let mut rig = small_rig();
+    rig.reconcile(wants_critical(&[("1", "a"), ("2", "b"), ("3", "c")], &["3"])).await;
+    assert_eq!(rig.told(), ["OutOfpods"]);
+    assert_eq!((rig.phase("2").as_str(), rig.phase("3").as_str()), ("Failed", "Running"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_for_the_room_of_those_that_go() {
+    let mut rig = small_rig();
+    let release = Arc::new(Notify::new());
+    rig.script("1", Action::StopSandbox, Step::Hold(release.clone()));
+    rig.reconcile(wants(&[("1", "a"), ("2", "b")])).await;
+    rig.reconcile(wants(&[("2", "b"), ("3", "c"), ("4", "d")])).await;
+    assert_eq!(rig.told(), ["OutOfpods"], "there will be room for one of the two");
+    release.notify_one();
+    rig.gone().await;
+    rig.reconcile(wants(&[("2", "b"), ("3", "c"), ("4", "d")])).await;
+    assert_eq!(rig.phase("3"), "Running");
+    assert_eq!(rig.phase("4"), "Failed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_over_takes_no_room() {
+    let mut rig = small_rig();
+    let over = || {
+        let mut update = wants(&[("1", "a"), ("2", "b"), ("3", "c")]);
+        let spec = Arc::make_mut(&mut update.pods[0]).pod.spec.as_mut().unwrap();
+        spec.restart_policy = Some("Never".to_owned());
+        update
+    };
+    let mut first = over();
+    first.pods.truncate(2);
+    rig.reconcile(first).await;
+    let events = rig.host("1").events.clone();
+    let attempt = ended("app", 0, 1, 0, rig.hosts.clock.now());
+    events.send(PodEvent::Ended { container: "app".to_owned(), attempt }).await.unwrap();
+    settle().await;
+    rig.reconcile(over()).await;
+    assert_eq!((rig.phase("1").as_str(), rig.phase("3").as_str()), ("Succeeded", "Running"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_decided_is_not_decided_again_by_another_agent() {
+    let mut rig = small_rig();
+    let host = rig.adopt_with("1", "a", Some(Verdict::Evicted(Eviction::preempted(Timestamp::UNIX_EPOCH))));
+    rig.adopt("2", "b");
+    let update = || wants_critical(&[("1", "a"), ("2", "b"), ("3", "c")], &["3"]);
+    rig.reconcile(update()).await;
+    assert_eq!(rig.told(), Vec::<String>::new(), "there is one that goes already");
+    rig.gone().await;
+    rig.reconcile(update()).await;
+    assert_eq!((rig.phase("1").as_str(), rig.phase("3").as_str()), ("Failed", "Running"));
+    assert_eq!(host.actions().first(), Some(&stop(0)));
 }

@@ -19,6 +19,7 @@ mod recover;
 #[cfg(test)]
 mod recover_tests;
 mod resize;
+mod room;
 mod ruleset;
 pub mod run;
 pub mod shared;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     api::static_pod::SEEN_ANNOTATION,
-    pod::{desired::SourceId, resize::Allocation},
+    pod::{Verdict, desired::SourceId, resize::Allocation},
 };
 
 /// Version of `pod.json`.
@@ -36,6 +36,9 @@ pub struct PodRecord {
     /// was made here. Older agents wrote none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sourced: Option<String>,
+    /// Why it has failed, if that was decided rather than seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
 }
 
 impl PodRecord {

@@ -149,6 +149,10 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
         [host.dirs.etc(), host.dirs.run.clone(), host.dirs.log.clone()].iter().all(|directory| directory.is_dir());
     let mut observed = ObservedPod { dirs, ..ObservedPod::default() };
     let mut memory = Memory { start_time: Some(record.start_time), ..Memory::default() };
+    if let Some(verdict) = record.verdict.clone() {
+        memory.resume_verdict(verdict);
+        observed.verdict = true;
+    }
     let name = record.pod.metadata.name.clone().unwrap_or_default();
 
     let sandbox = match durable::read_json::<SandboxSpec>(&host.dirs.sandbox_file()) {

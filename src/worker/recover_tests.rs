@@ -58,6 +58,7 @@ impl Place {
             origin: "file:/m/a.yaml".to_owned(),
             start_time: Timestamp::now(),
             sourced: None,
+            verdict: None,
         };
         let directory = self.layout.pods().join(directory);
         fs::create_dir_all(&directory).unwrap();

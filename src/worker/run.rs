@@ -25,7 +25,10 @@ use crate::{
     cgroup::CgroupError,
     config::NodeConfig,
     image::ImageError,
-    obs::chain::Chain,
+    obs::{
+        chain::Chain,
+        event_file::{self, EventFile},
+    },
     pod::{NodeView, backoff::BackoffPolicy, desired},
     runtime::spawn::SpawnError,
     source::{
@@ -104,6 +107,8 @@ pub struct Agent {
     /// Held as long as the agent lives.
     _locks: [File; 2],
     _file_source: Option<FileSource>,
+    /// What happened, for the next agent.
+    event_file: Arc<Mutex<EventFile>>,
 }
 
 /// Takes the lock of a directory, whose holder is written into it.
@@ -153,6 +158,11 @@ impl Agent {
             fs::create_dir_all(&path).map_err(failed)?;
         }
         let shared = Arc::new(Shared::open(config).await?);
+        let (path, kept) = (shared.config.layout.events(), shared.config.events.kept);
+        let (event_file, read) = EventFile::open(path, kept, &shared.events);
+        if let Err(error) = read {
+            warn!(%error, "what happened before is not known, ignoring");
+        }
         let crash_loop = BackoffPolicy::crash_loop(
             SignedDuration::try_from(shared.config.crash_loop_max).unwrap_or(SignedDuration::from_secs(300)),
         );
@@ -208,6 +218,7 @@ impl Agent {
             node,
             _locks: locks,
             _file_source: file_source,
+            event_file: Arc::new(Mutex::new(event_file)),
         })
     }
 
@@ -229,6 +240,7 @@ impl Agent {
             });
         }
         let ruleset = tokio::spawn(ruleset::keep(self.shared.clone()));
+        let events = tokio::spawn(event_file::keep(self.event_file.clone(), self.shared.events.clone()));
         tokio::pin!(stop);
         let mut tidy_at = None;
         loop {
@@ -257,6 +269,9 @@ impl Agent {
         // Before our own table is removed on purpose.
         ruleset.abort();
         let _ = ruleset.await;
+        events.abort();
+        let (file, recorder) = (self.event_file.clone(), self.shared.events.clone());
+        let _ = tokio::task::spawn_blocking(move || event_file::write(&file, &recorder)).await;
         if self.manager.is_empty() {
             let shared = self.shared.clone();
             if let Err(error) = tokio::task::spawn_blocking(move || shared.tear_down()).await {

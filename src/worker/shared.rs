@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use berth_cni::Network;
@@ -23,7 +24,7 @@ use crate::{
         objects::Objects,
         qos::{QosClass, qos_class},
         resources::{CPU, Resources, pod_requests},
-        unsupported::{Consequence, unsupported},
+        unsupported::{Consequence, FieldIssue, unsupported},
     },
     cgroup::{Cgroups, Layout},
     config::NodeConfig,
@@ -32,6 +33,7 @@ use crate::{
     pod::{
         Rejection,
         admission::{self, NodeFacts},
+        runtime_class,
     },
     runtime::{
         downward::Allocatable,
@@ -82,10 +84,18 @@ impl Hosts for RealHosts {
         Arc::new(Host::new(self.0.clone(), record, events))
     }
 
-    fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection> {
-        let refused: Vec<_> =
-            unsupported(pod).into_iter().filter(|issue| issue.consequence == Consequence::Refused).collect();
-        admission::admit(pod, others, &self.0.facts, &refused)
+    fn complete(&self, pod: &mut Pod) -> Result<(), Rejection> {
+        let Some(spec) = &mut pod.spec else { return Ok(()) };
+        runtime_class::apply(spec, &self.0.objects.borrow().runtime_classes)
+    }
+
+    fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<Vec<String>, Rejection> {
+        let victims = admission::admit(pod, others, &self.0.facts, &refused(pod))?;
+        Ok(victims.iter().filter_map(|victim| victim.metadata.uid.clone()).collect())
+    }
+
+    fn fits(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection> {
+        admission::fits(pod, others, &self.0.facts, &refused(pod))
     }
 
     fn changed(&self, pods: &[&Pod]) {
@@ -99,6 +109,21 @@ impl Hosts for RealHosts {
     fn event(&self, pod: &Pod, severity: Severity, reason: &str, message: String) {
         self.0.events.record(pod, None, severity, reason, message, Timestamp::now());
     }
+}
+
+/// Fields of a pod that are not honoured and without which it would not be what its manifest describes.
+fn refused(pod: &Pod) -> Vec<FieldIssue> {
+    unsupported(pod).into_iter().filter(|issue| issue.consequence == Consequence::Refused).collect()
+}
+
+/// An image that was pulled for a pod.
+pub struct Pulled {
+    /// The image.
+    pub image: Arc<Image>,
+    /// How long the pull took.
+    pub took: Duration,
+    /// The same with the wait for its turn.
+    pub waited: Duration,
 }
 
 /// Pulls at a time with serializeImagePulls.
@@ -155,7 +180,7 @@ impl Shared {
             facts,
             launch,
             huge_page_sizes: machine::huge_pages().into_iter().map(|(size, _)| size).collect(),
-            events: Recorder::default(),
+            events: Recorder::new(config.events.kept),
             objects: watch::Sender::default(),
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),
@@ -165,10 +190,13 @@ impl Shared {
     }
 
     /// Pulls an image, as many at a time as configured.
-    pub async fn pull(&self, reference: &str) -> Result<Arc<Image>, ImageError> {
+    pub async fn pull(&self, reference: &str) -> Result<Pulled, ImageError> {
+        let asked = Instant::now();
         // Closed never; an error would only mean that nobody counts.
         let _permit = self.pulls.acquire().await.ok();
-        Ok(self.images.pull(reference, None, None).await?.image)
+        let begun = Instant::now();
+        let image = self.images.pull(reference, None, None).await?.image;
+        Ok(Pulled { image, took: begun.elapsed(), waited: asked.elapsed() })
     }
 
     /// Says something once in the life of the agent.

@@ -21,11 +21,11 @@ use super::{
     record::{self, PodRecord},
 };
 use crate::{
-    obs::events::Severity,
     pod::{
         Action, NodeView, Outcome,
         backoff::CRASH_LOOP,
         desired::SourceId,
+        happening::Happening,
         observed::{Attempt, AttemptState, Ended, Launched},
     },
     supervisor::spec::{
@@ -73,7 +73,7 @@ pub enum Step {
 /// Hands that do what the script says, and what a healthy node does where it says nothing.
 pub struct FakeHost {
     clock: Clock,
-    events: mpsc::Sender<PodEvent>,
+    pub events: mpsc::Sender<PodEvent>,
     /// Containers ignore signals: they neither stop nor die.
     pub deaf: bool,
     script: Mutex<BTreeMap<Action, VecDeque<Step>>>,
@@ -123,6 +123,11 @@ impl FakeHost {
     /// Ids and numbers of the attempts the actor said have ended.
     pub fn told_ended(&self) -> Vec<(String, u32)> {
         self.ended.lock().unwrap().clone()
+    }
+
+    /// Reasons of the events so far.
+    pub fn happenings(&self) -> Vec<String> {
+        self.told.lock().unwrap().iter().map(|(reason, _)| reason.clone()).collect()
     }
 
     async fn healthy(&self, pod: &Pod, action: Action) -> Outcome {
@@ -194,8 +199,8 @@ impl PodHost for FakeHost {
         self.clock.now()
     }
 
-    fn event(&self, _pod: &Pod, _severity: Severity, reason: &str, message: String) {
-        self.told.lock().unwrap().push((reason.to_owned(), message));
+    fn happened(&self, _pod: &Pod, happening: Happening) {
+        self.told.lock().unwrap().push((happening.reason.into_owned(), happening.message));
     }
 
     fn attempt_ended(&self, attempt: &Attempt) {
@@ -252,6 +257,7 @@ pub fn record(pod: Pod, start_time: Timestamp) -> PodRecord {
         origin,
         start_time,
         sourced: None,
+        verdict: None,
     }
 }
 

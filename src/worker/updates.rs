@@ -39,6 +39,9 @@ impl Manager {
         if running.wanted.borrow().terminate.is_some() {
             return Err(NodeError::Conflict(format!("pod {} is being removed", running.full_name)));
         }
+        if running.wanted.borrow().evict.is_some() {
+            return Err(NodeError::Conflict(format!("pod {} has been evicted", running.full_name)));
+        }
         if running.rejected {
             return Err(NodeError::Conflict(format!("pod {} was not admitted to this node", running.full_name)));
         }
@@ -65,8 +68,9 @@ impl Manager {
 
     /// Takes up what a source says of a pod that runs, if that has changed.
     pub(super) fn follow(&mut self, uid: &str, desired: &DesiredPod) -> Option<ManifestProblem> {
+        let hosts = self.hosts.clone();
         let running = self.running.get_mut(uid)?;
-        if running.rejected || running.wanted.borrow().terminate.is_some() {
+        if running.rejected || running.is_going() {
             return None;
         }
         if running.sourced.as_ref().is_some_and(|known| Arc::ptr_eq(known, &desired.pod) || known == &desired.pod) {
@@ -92,8 +96,10 @@ impl Manager {
         }
         // When it was first seen does not change with it.
         new.metadata.creation_timestamp.clone_from(&old.metadata.creation_timestamp);
+        let incomplete = hosts.complete(&mut new).err().map(|rejection| rejection.message);
         let errors = validate_update(&old, &new, Scope::Any).err().unwrap_or_default();
         let mut errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        errors.extend(incomplete);
         errors.extend(newly_refused(&old, &new));
         if !errors.is_empty() {
             return Some(not_followed(&desired.pod, &errors));
@@ -129,9 +135,7 @@ impl Manager {
 
     /// Gives room to those that wait for it, as long as there is any.
     pub(super) fn resize_waiting(&mut self) {
-        let waits = |running: &&Running| {
-            running.record.allocated.is_some() && !running.rejected && running.wanted.borrow().terminate.is_none()
-        };
+        let waits = |running: &&Running| running.record.allocated.is_some() && !running.rejected && !running.is_going();
         let mut waiting: Vec<(String, _)> = self
             .running
             .values()
@@ -150,10 +154,10 @@ impl Manager {
 
     fn resize(&mut self, uid: &str, allocatable: &Resources) {
         let Some(running) = self.running.get(uid) else { return };
-        let others = self.running.iter().filter(|(other, running)| *other != uid && !running.rejected);
+        let others = self.running.iter().filter(|(other, running)| *other != uid && running.takes_room());
         let others: Vec<&Pod> = others.map(|(_, running)| &*running.effective).collect();
         let pod = running.record.pod.clone();
-        let decision = decide(&pod, &running.effective, allocatable, |pod| self.hosts.admit(pod, &others));
+        let decision = decide(&pod, &running.effective, allocatable, |pod| self.hosts.fits(pod, &others));
         let (hosts, now) = (self.hosts.clone(), self.hosts.now());
         let Some(running) = self.running.get_mut(uid) else { return };
         match decision {

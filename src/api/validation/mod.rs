@@ -79,6 +79,16 @@ impl FieldError {
     }
 }
 
+/// What is wrong with a label's key (or a taint's), one line each; nothing if it is one.
+pub fn qualified_name_problems(text: &str) -> Vec<String> {
+    names::qualified(text)
+}
+
+/// What is wrong with a label's value, one line each; nothing if it is one.
+pub fn label_value_problems(text: &str) -> Vec<String> {
+    names::label_value(text)
+}
+
 /// Everything wrong with one object.
 #[derive(Debug, Default)]
 struct Errors(Vec<FieldError>);
