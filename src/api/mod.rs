@@ -3,12 +3,17 @@
 pub mod conditions;
 pub mod decode;
 pub mod defaults;
+pub mod json;
 pub mod manifest;
+pub mod object;
+pub mod object_defaults;
 pub mod objects;
 pub mod problem;
 pub mod qos;
 pub mod quantity;
+pub mod references;
 pub mod resources;
+pub mod static_object;
 pub mod static_pod;
 pub mod sysctl;
 pub mod unsupported;

@@ -8,6 +8,7 @@ pub mod action;
 pub mod admission;
 pub mod backoff;
 pub mod desired;
+pub mod desired_objects;
 pub mod lifecycle;
 pub mod memory;
 pub mod observed;

@@ -26,7 +26,12 @@ use crate::{
     config::NodeConfig,
     image::ImageError,
     obs::chain::Chain,
-    pod::{NodeView, backoff::BackoffPolicy, desired},
+    pod::{
+        NodeView,
+        backoff::BackoffPolicy,
+        desired,
+        desired_objects::{DesiredObjects, merge_objects},
+    },
     runtime::spawn::SpawnError,
     source::{
         Updates,
@@ -90,6 +95,8 @@ pub struct Agent {
     manager: Manager,
     sources: Vec<Updates>,
     problems: watch::Sender<Vec<ManifestProblem>>,
+    /// What pods refer to, as it was put together last.
+    objects: DesiredObjects,
     /// Pods of the ledger that are left alone.
     unreadable: Vec<ManifestProblem>,
     /// What the servers show.
@@ -179,7 +186,17 @@ impl Agent {
         let (sources, file_source) = start_sources(&shared.config)?;
         let (problems, readers) = watch::channel(unreadable.clone());
         let node = Arc::new(RunningNode { entries, problems: readers, layout: shared.config.layout.clone() });
-        Ok(Agent { shared, manager, sources, problems, unreadable, node, _locks: locks, _file_source: file_source })
+        Ok(Agent {
+            shared,
+            manager,
+            sources,
+            problems,
+            objects: DesiredObjects::default(),
+            unreadable,
+            node,
+            _locks: locks,
+            _file_source: file_source,
+        })
     }
 
     /// The image store, for the servers.
@@ -243,7 +260,10 @@ impl Agent {
         // An agent that was given no source has nobody who could want its pods gone.
         let complete = !latest.is_empty() && latest.iter().all(Option::is_some);
         let updates: Vec<_> = latest.into_iter().flatten().collect();
+        // First of all, so that a pod finds what it refers to.
+        self.publish_objects(merge_objects(&updates, complete, &self.objects));
         let mut desired = desired::merge(&updates, &self.manager.uids());
+        desired.problems.extend(self.objects.problems.iter().cloned());
         desired.problems.extend(self.unreadable.iter().cloned());
         self.problems.send_if_modified(|problems| {
             let changed = *problems != desired.problems;
@@ -256,6 +276,22 @@ impl Agent {
             changed
         });
         self.manager.reconcile(&desired, complete, seen);
+    }
+}
+
+impl Agent {
+    fn publish_objects(&mut self, merged: DesiredObjects) {
+        if !merged.is_same(&self.objects) {
+            let snapshot = merged.snapshot();
+            self.shared.objects.send_if_modified(|objects| {
+                let changed = !objects.is_same(&snapshot);
+                if changed {
+                    *objects = Arc::new(snapshot);
+                }
+                changed
+            });
+        }
+        self.objects = merged;
     }
 }
 
