@@ -1,9 +1,11 @@
 //! Kubernetes objects and what is computed from them alone. No I/O, no clock.
 
 pub mod conditions;
+pub mod container_ref;
 pub mod decode;
 pub mod defaults;
 pub mod json;
+pub mod downward;
 pub mod manifest;
 pub mod object;
 pub mod object_defaults;

@@ -143,6 +143,7 @@ mod tests {
         panic::resume_unwind,
     };
 
+    use k8s_openapi::api::core::v1::Pod;
     use nix::{
         mount::{MsFlags, mount},
         sched::{CloneFlags, unshare},
@@ -154,7 +155,10 @@ mod tests {
         testing::{dirs, layout},
         *,
     };
-    use crate::volume::{MountedVolume, VolumeContext, set_up, shm};
+    use crate::{
+        api::objects::Objects,
+        volume::{MountedVolume, VolumeContext, VolumeInput, set_up, shm},
+    };
 
     /// Runs `test` on a thread with mounts of its own, which vanish with it.
     fn with_own_mounts(test: impl FnOnce(&Path) + Send + 'static) {
@@ -177,7 +181,9 @@ mod tests {
         let mut source = source;
         source["name"] = json!("v");
         let context = VolumeContext { fs_group: Some(1234), memory_limit: Some(8 << 20), node_memory: 1 << 30 };
-        set_up(&serde_json::from_value(source).unwrap(), dirs, &context).unwrap()
+        let volume = serde_json::from_value(source).unwrap();
+        let input = VolumeInput { volume: &volume, pod: &Pod::default(), objects: &Objects::default() };
+        set_up(&input, dirs, &context).unwrap()
     }
 
     #[test]

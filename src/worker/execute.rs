@@ -44,7 +44,7 @@ use crate::{
         protocol::RunningContainer,
         spec::{ExecSpec, LaunchSpec, SandboxSpec},
     },
-    volume::{self, MountedVolume, VolumeContext},
+    volume::{self, MountedVolume, VolumeContext, VolumeInput},
 };
 
 /// The hands of one pod.
@@ -218,8 +218,8 @@ impl Host {
         Ok(Done::new(Outcome::Leased(held)))
     }
 
-    fn mount_volume(&self, name: &str) -> Result<Done, ActionError> {
-        let volumes = self.spec().volumes.as_deref().unwrap_or_default();
+    fn mount_volume(&self, pod: &Pod, name: &str) -> Result<Done, ActionError> {
+        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
         let volume: Option<&Volume> = volumes.iter().find(|volume| volume.name == name);
         let Some(volume) = volume else { return Ok(Done::new(Outcome::Done)) };
         let security = self.spec().security_context.as_ref();
@@ -228,7 +228,9 @@ impl Host {
             memory_limit: self.shared.pod_limits(self.spec()).memory,
             node_memory: self.shared.memory,
         };
-        let mounted = volume::set_up(volume, &self.dirs, &context).map_err(because("FailedMount"))?;
+        let objects = self.shared.objects.borrow().clone();
+        let input = VolumeInput { volume, pod, objects: &objects };
+        let mounted = volume::set_up(&input, &self.dirs, &context).map_err(because("FailedMount"))?;
         self.state().volumes.insert(name.to_owned(), mounted);
         Ok(Done::new(Outcome::Done))
     }
@@ -422,13 +424,13 @@ pub(super) fn running_state(running: &RunningContainer) -> AttemptState {
 }
 
 impl PodHost for Host {
-    fn execute(self: Arc<Self>, _pod: Arc<Pod>, action: Action) -> BoxFuture<'static, Result<Done, ActionError>> {
+    fn execute(self: Arc<Self>, pod: Arc<Pod>, action: Action) -> BoxFuture<'static, Result<Done, ActionError>> {
         Box::pin(async move {
             let host = self.clone();
             match action {
                 Action::EnsureDirs => blocking(move || host.ensure_dirs()).await,
                 Action::LeaseAddresses => blocking(move || host.lease_addresses()).await,
-                Action::MountVolume(name) => blocking(move || host.mount_volume(&name)).await,
+                Action::MountVolume(name) => blocking(move || host.mount_volume(&pod, &name)).await,
                 Action::ResolveImage { container, .. } => self.resolve_image(&container).await,
                 Action::CreateSandbox => self.create_sandbox().await,
                 Action::AttachNetwork => blocking(move || host.attach_network()).await,
