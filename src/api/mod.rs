@@ -2,6 +2,7 @@
 
 pub mod conditions;
 pub mod container_ref;
+pub mod content;
 pub mod decode;
 pub mod defaults;
 pub mod json;

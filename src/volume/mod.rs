@@ -3,6 +3,8 @@
 //! Everything here blocks (mounts, directories with many files, a slow disk): callers use a thread that may wait. Each
 //! call can be repeated; what is already there stays.
 
+mod atomic_writer;
+mod content;
 mod empty_dir;
 mod error;
 mod host_path;
@@ -16,11 +18,12 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
 pub use self::{
+    content::present,
     error::VolumeError,
     tear_down::{sweep, tear_down},
 };
 use crate::{
-    api::{objects::Objects, unsupported::volume_kind},
+    api::{content::Payload, objects::Objects, unsupported::volume_kind},
     store::layout::PodDirs,
 };
 
@@ -42,6 +45,8 @@ pub struct VolumeInput<'a> {
     pub pod: &'a Pod,
     /// The objects it may refer to.
     pub objects: &'a Objects,
+    /// The files of a volume whose content comes from objects; nothing to other kinds.
+    pub content: Option<&'a Payload>,
 }
 
 /// What a volume has to know of its pod and node.
@@ -84,12 +89,17 @@ pub fn supported(volume: &Volume) -> Result<(), Unsupported> {
 /// Makes a volume available and says where. The pod's directory exists. Each kind has a file of its own:
 ///
 /// emptyDir: a directory of the pod, or a tmpfs mounted there. hostPath: the path itself, after its type has been
-/// checked and it has been created if its type says so.
+/// checked and it has been created if its type says so. configMap, secret, downwardAPI, projected: a directory (in
+/// memory, but for configMap) with the files that were computed for it.
 pub fn set_up(input: &VolumeInput<'_>, dirs: &PodDirs, context: &VolumeContext) -> Result<MountedVolume, VolumeError> {
     let volume = input.volume;
     supported(volume)?;
     let writable = |host_path| MountedVolume { host_path, readonly: false };
     match volume_kind(volume).0 {
+        "configMap" | "secret" | "downwardAPI" | "projected" => {
+            let none = Payload::new();
+            content::set_up(volume, input.pod, input.content.unwrap_or(&none), dirs, context)
+        }
         "hostPath" => host_path::set_up(&volume.host_path.clone().unwrap_or_default()).map(writable),
         // A volume that names no kind is one, too.
         _ => {

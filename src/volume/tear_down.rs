@@ -182,7 +182,7 @@ mod tests {
         source["name"] = json!("v");
         let context = VolumeContext { fs_group: Some(1234), memory_limit: Some(8 << 20), node_memory: 1 << 30 };
         let volume = serde_json::from_value(source).unwrap();
-        let input = VolumeInput { volume: &volume, pod: &Pod::default(), objects: &Objects::default() };
+        let input = VolumeInput { volume: &volume, pod: &Pod::default(), objects: &Objects::default(), content: None };
         set_up(&input, dirs, &context).unwrap()
     }
 

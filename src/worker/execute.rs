@@ -229,7 +229,7 @@ impl Host {
             node_memory: self.shared.memory,
         };
         let objects = self.shared.objects.borrow().clone();
-        let input = VolumeInput { volume, pod, objects: &objects };
+        let input = VolumeInput { volume, pod, objects: &objects, content: None };
         let mounted = volume::set_up(&input, &self.dirs, &context).map_err(because("FailedMount"))?;
         self.state().volumes.insert(name.to_owned(), mounted);
         Ok(Done::new(Outcome::Done))
