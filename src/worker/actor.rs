@@ -31,6 +31,10 @@ use crate::pod::{
 pub struct Wanted {
     /// `Some(grace in seconds)` once the pod is to go.
     pub terminate: Option<i64>,
+    /// How often an object that the pod refers to has changed.
+    pub objects: u64,
+    /// How often that was one an image may be pulled with.
+    pub credentials: u64,
 }
 
 /// What an actor tells of itself after each plan that changed something.
@@ -76,11 +80,19 @@ impl Actor {
         let mut tasks: HashMap<Id, Action> = HashMap::new();
         let mut stages: Vec<Stage> = Vec::new();
         let mut manager_gone = false;
+        let mut known = Wanted::default();
+        self.observed.contents = self.host.contents(&self.pod);
         loop {
             let now = self.host.now();
-            if let Some(grace) = self.wanted.borrow_and_update().terminate {
+            let wanted = self.wanted.borrow_and_update().clone();
+            if let Some(grace) = wanted.terminate {
                 self.memory.terminate(grace, now);
             }
+            if wanted.objects != known.objects {
+                self.observed.contents = self.host.contents(&self.pod);
+                self.memory.objects_changed(wanted.credentials != known.credentials, now);
+            }
+            known = wanted;
             let plan = plan(&self.pod, &self.observed, &self.memory, &self.node, now);
             self.publish(plan.status, &stages);
             if self.observed.forgotten {
@@ -149,6 +161,10 @@ impl Actor {
                 // A pod that restarts for years keeps the story of its start, not of every restart.
                 stages.truncate(128);
                 self.memory.ended(&action, None, self.host.now());
+                if let Outcome::Volume(_) = done.outcome {
+                    // It may have been written from objects newer than those known here.
+                    self.observed.contents = self.host.contents(&self.pod);
+                }
                 match (&action, done.outcome) {
                     (Action::StartContainer { container, .. }, Outcome::Attempt(attempt)) => {
                         self.saw(container, attempt)
@@ -221,6 +237,7 @@ fn stage_name(action: &Action) -> String {
         Action::EnsureDirs => "dirs".to_owned(),
         Action::LeaseAddresses => "lease".to_owned(),
         Action::MountVolume(name) => format!("volume/{name}"),
+        Action::RefreshVolume(name) => format!("volume/{name}/refreshed"),
         Action::ResolveImage { container, .. } => format!("{container}/image"),
         Action::CreateSandbox => "sandbox".to_owned(),
         Action::AttachNetwork => "network".to_owned(),

@@ -64,7 +64,7 @@ impl Rig {
     }
 
     fn terminate(&self, grace: i64) {
-        self.wanted.send_replace(Wanted { terminate: Some(grace) });
+        self.wanted.send_replace(Wanted { terminate: Some(grace), ..Wanted::default() });
     }
 
     async fn exit(&self, attempt: u32, code: i32) {

@@ -12,7 +12,7 @@ use std::{
 
 use berth_cni::Lease;
 use k8s_openapi::{
-    api::core::v1::{Pod, PodSpec, Volume},
+    api::core::v1::{Pod, PodSpec},
     jiff::Timestamp,
 };
 use tokio::sync::mpsc;
@@ -44,7 +44,7 @@ use crate::{
         protocol::RunningContainer,
         spec::{ExecSpec, LaunchSpec, SandboxSpec},
     },
-    volume::{self, MountedVolume, VolumeContext, VolumeInput},
+    volume::{self, MountedVolume},
 };
 
 /// The hands of one pod.
@@ -59,11 +59,11 @@ pub struct Host {
 
 /// What the hands hold between two actions.
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     supervisor: Option<Supervisor>,
     netlink: Option<OwnedFd>,
     lease: Option<Lease>,
-    volumes: BTreeMap<String, MountedVolume>,
+    pub(super) volumes: BTreeMap<String, MountedVolume>,
     images: BTreeMap<String, Arc<Image>>,
     launches: BTreeMap<String, Launch>,
     generation: u32,
@@ -109,7 +109,7 @@ impl Host {
         Host { shared, record, dirs, qos, events, state: Mutex::default() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // Every critical section is a read or one assignment.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -216,23 +216,6 @@ impl Host {
         self.shared.write_etc(&self.record.pod, &self.dirs, &addresses)?;
         let held = if self.host_network() { Vec::new() } else { addresses };
         Ok(Done::new(Outcome::Leased(held)))
-    }
-
-    fn mount_volume(&self, pod: &Pod, name: &str) -> Result<Done, ActionError> {
-        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
-        let volume: Option<&Volume> = volumes.iter().find(|volume| volume.name == name);
-        let Some(volume) = volume else { return Ok(Done::new(Outcome::Done)) };
-        let security = self.spec().security_context.as_ref();
-        let context = VolumeContext {
-            fs_group: security.and_then(|security| security.fs_group).and_then(|group| u32::try_from(group).ok()),
-            memory_limit: self.shared.pod_limits(self.spec()).memory,
-            node_memory: self.shared.memory,
-        };
-        let objects = self.shared.objects.borrow().clone();
-        let input = VolumeInput { volume, pod, objects: &objects, content: None };
-        let mounted = volume::set_up(&input, &self.dirs, &context).map_err(because("FailedMount"))?;
-        self.state().volumes.insert(name.to_owned(), mounted);
-        Ok(Done::new(Outcome::Done))
     }
 
     async fn resolve_image(&self, container: &str) -> Result<Done, ActionError> {
@@ -430,7 +413,7 @@ impl PodHost for Host {
             match action {
                 Action::EnsureDirs => blocking(move || host.ensure_dirs()).await,
                 Action::LeaseAddresses => blocking(move || host.lease_addresses()).await,
-                Action::MountVolume(name) => blocking(move || host.mount_volume(&pod, &name)).await,
+                Action::MountVolume(name) | Action::RefreshVolume(name) => self.mount_volume(pod, name).await,
                 Action::ResolveImage { container, .. } => self.resolve_image(&container).await,
                 Action::CreateSandbox => self.create_sandbox().await,
                 Action::AttachNetwork => blocking(move || host.attach_network()).await,
@@ -451,6 +434,10 @@ impl PodHost for Host {
                 Action::ForgetPod => blocking(move || host.forget()).await,
             }
         })
+    }
+
+    fn contents(&self, pod: &Pod) -> BTreeMap<String, u64> {
+        self.wanted_contents(pod)
     }
 
     fn attempt_ended(&self, attempt: &Attempt) {

@@ -24,4 +24,5 @@ pub mod shared;
 mod teardown;
 #[cfg(test)]
 mod testing;
+mod volumes;
 mod watch;
