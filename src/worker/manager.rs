@@ -18,9 +18,16 @@ use super::{
     host::{PodEvent, PodHost},
     record::{self, PodRecord},
 };
-use crate::pod::{
-    Memory, NodeView, ObservedPod, Rejection,
-    desired::{Desired, DesiredPod, full_name},
+use crate::{
+    api::{
+        object::{ObjectKey, ObjectKind},
+        objects::Objects,
+        references::references,
+    },
+    pod::{
+        Memory, NodeView, ObservedPod, Rejection,
+        desired::{Desired, DesiredPod, full_name},
+    },
 };
 
 /// Events a pod can have unread: containers of a pod times a few attempts; the sender waits beyond that.
@@ -91,6 +98,8 @@ pub struct Manager {
     waiting: BTreeSet<String>,
     /// UIDs of pods whose record cannot be used: nothing is done to them, or for them.
     left_alone: BTreeSet<String>,
+    /// The objects that pods were told of last.
+    objects: Arc<Objects>,
 }
 
 impl Manager {
@@ -104,6 +113,7 @@ impl Manager {
             tasks: JoinSet::new(),
             waiting: BTreeSet::new(),
             left_alone: BTreeSet::new(),
+            objects: Arc::default(),
         }
     }
 
@@ -138,6 +148,26 @@ impl Manager {
                 // until the agent starts again and adopts it.
                 warn!(%error, "the actor of a pod ended abnormally; its pod is left alone");
             }
+        }
+    }
+
+    /// Wakes the pods that refer to an object that is another one in `now` than it was the last time, and no other.
+    pub fn objects_changed(&mut self, now: Arc<Objects>) {
+        let before = std::mem::replace(&mut self.objects, now.clone());
+        for running in self.running.values().filter(|running| !running.rejected) {
+            let pod = &running.record.pod;
+            // Those of before, too: what is gone may have been referred to through another object.
+            let mut keys = references(pod, &before);
+            keys.extend(references(pod, &now));
+            if !before.differ(&now, &keys) {
+                continue;
+            }
+            let pulls_with = |key: &&ObjectKey| matches!(key.kind, ObjectKind::Secret | ObjectKind::ServiceAccount);
+            let credentials = before.differ(&now, keys.iter().filter(pulls_with));
+            running.wanted.send_modify(|wanted| {
+                wanted.objects += 1;
+                wanted.credentials += u64::from(credentials);
+            });
         }
     }
 

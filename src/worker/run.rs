@@ -216,6 +216,8 @@ impl Agent {
                 }
             });
         }
+        let mut objects = self.shared.objects.subscribe();
+        objects.mark_changed();
         let ruleset = tokio::spawn(ruleset::keep(self.shared.clone()));
         tokio::pin!(stop);
         let mut tidy_at = None;
@@ -226,12 +228,17 @@ impl Agent {
                     None => std::future::pending().await,
                 }
             };
-            // Cancel-safe: a notification stays until it is taken, `pod_gone` loses no actor when it is dropped, and the
-            // time to tidy stays what it is.
+            // Cancel-safe: a notification or a change stays until it is taken, `pod_gone` loses no actor when it is
+            // dropped, and the time to tidy stays what it is.
             tokio::select! {
                 biased;
                 () = &mut stop => break,
                 () = changed.notified() => self.reconcile(),
+                // Its sender lives as long as this.
+                Ok(()) = objects.changed() => {
+                    let now = objects.borrow_and_update().clone();
+                    self.manager.objects_changed(now);
+                }
                 () = self.manager.pod_gone() => self.reconcile(),
                 () = tidying => {
                     tidy_at = None;

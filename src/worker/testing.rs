@@ -23,7 +23,7 @@ use crate::{
     pod::{
         Action, NodeView, Outcome,
         backoff::CRASH_LOOP,
-        observed::{Attempt, AttemptState, Ended},
+        observed::{Attempt, AttemptState, Ended, Written},
     },
     supervisor::spec::{
         CgroupPlacement, ExitRecord, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, UserSpec, VERSION,
@@ -59,6 +59,8 @@ pub async fn settle() {
 pub enum Step {
     /// Fails.
     Fail(&'static str),
+    /// Fails with a reason and a message.
+    FailFor(&'static str, &'static str),
     /// Has a bug.
     Panic,
     /// Waits to be released, then succeeds.
@@ -77,6 +79,8 @@ pub struct FakeHost {
     begun: Mutex<Vec<(Action, Duration)>>,
     ended: Mutex<Vec<(String, u32)>>,
     generation: Mutex<u32>,
+    /// Content that each volume should have.
+    pub contents: Mutex<BTreeMap<String, u64>>,
 }
 
 impl FakeHost {
@@ -89,6 +93,7 @@ impl FakeHost {
             begun: Mutex::default(),
             ended: Mutex::default(),
             generation: Mutex::default(),
+            contents: Mutex::default(),
         }
     }
 
@@ -117,6 +122,10 @@ impl FakeHost {
     async fn healthy(&self, action: Action) -> Outcome {
         match action {
             Action::LeaseAddresses => Outcome::Leased(vec!["10.85.0.2".parse().unwrap()]),
+            Action::MountVolume(name) | Action::RefreshVolume(name) => {
+                let content = self.contents.lock().unwrap().get(&name).copied();
+                Outcome::Volume(Written { content, renew_at: None })
+            }
             Action::ResolveImage { .. } => Outcome::Image("sha256:aa".to_owned()),
             Action::CreateSandbox => {
                 let mut generation = self.generation.lock().unwrap();
@@ -149,6 +158,9 @@ impl PodHost for FakeHost {
                 Some(Step::Fail(message)) => {
                     return Err(ActionError { reason: "Scripted".to_owned(), message: message.to_owned() });
                 }
+                Some(Step::FailFor(reason, message)) => {
+                    return Err(ActionError { reason: reason.to_owned(), message: message.to_owned() });
+                }
                 Some(Step::Panic) => panic!("scripted"),
                 Some(Step::Return(outcome)) => return Ok(Done::new(outcome)),
                 Some(Step::Hold(release)) => release.notified().await,
@@ -160,6 +172,10 @@ impl PodHost for FakeHost {
 
     fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    fn contents(&self, _pod: &Pod) -> BTreeMap<String, u64> {
+        self.contents.lock().unwrap().clone()
     }
 
     fn attempt_ended(&self, attempt: &Attempt) {

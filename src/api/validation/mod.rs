@@ -9,6 +9,7 @@ use std::fmt;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
 mod container;
+mod content;
 mod env;
 mod handler;
 mod mounts;
