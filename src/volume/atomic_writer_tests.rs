@@ -71,7 +71,8 @@ fn the_layout_is_the_kubelets() {
 
 #[test]
 fn each_payload_replaces_the_one_before() {
-    let steps: &[(&str, &[(&str, &str)], bool)] = &[
+    type Step = (&'static str, &'static [(&'static str, &'static str)], bool);
+    let steps: &[Step] = &[
         ("the first", &[("a", "1")], true),
         ("the same", &[("a", "1")], false),
         ("another value", &[("a", "2")], true),
