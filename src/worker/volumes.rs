@@ -1,6 +1,6 @@
 //! Volumes of a pod: set up before its containers, and written anew when what they are made from has changed.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{Pod, Volume},
@@ -24,10 +24,6 @@ use crate::{
 /// Upstream's reason of every failure here.
 const REASON: &str = "FailedMount";
 
-/// Before a token that could not be had is asked for again, as long as there is an old one (upstream: with the next
-/// sync of the pod).
-const TOKEN_RETRY: Duration = Duration::from_secs(60);
-
 impl Host {
     /// Sets up a volume, or writes it anew. One whose objects are gone, or are not known yet after a restart of the
     /// agent, stays as it is if it was set up before: a pod that runs is not to suffer from that.
@@ -47,14 +43,10 @@ impl Host {
         }
         let input = ContentInput { pod: &pod, objects: &objects, allocatable: &self.shared.launch.allocatable };
         let version = content::version(&volume, &input);
-        let (payload, renew_at) = match self.tokens(&pod, &volume).await {
-            Ok((tokens, renew_at)) => {
-                let payload = content::payload(&volume, &input, &tokens);
-                (payload.map_err(|error| ActionError::new(REASON, &error)), renew_at)
-            }
-            Err(error) => (Err(error), Timestamp::now().checked_add(TOKEN_RETRY).ok()),
-        };
-        let written = Written { content: Some(version), renew_at };
+        // A source that needs a token is refused before this.
+        let payload = content::payload(&volume, &input, &Tokens::new());
+        let payload = payload.map_err(|error| ActionError::new(REASON, &error));
+        let written = Written { content: Some(version), renew_at: None };
         let host = self.clone();
         blocking(move || {
             match payload {
@@ -93,12 +85,6 @@ impl Host {
         self.shared.events.record(pod, None, Severity::Warning, REASON, message, Timestamp::now());
         self.hold_volume(&volume.name, present);
         Ok(())
-    }
-
-    /// The tokens a volume needs, and when the first of them is to be replaced.
-    async fn tokens(&self, pod: &Pod, volume: &Volume) -> Result<(Tokens, Option<Timestamp>), ActionError> {
-        let _ = (pod, volume);
-        Ok((Tokens::new(), None))
     }
 
     /// What stands for the content that each volume of `pod` should have now.

@@ -16,6 +16,7 @@ use std::{
 use k8s_openapi::{
     ByteString,
     api::core::v1::{KeyToPath, Pod, ProjectedVolumeSource, Volume, VolumeProjection},
+    jiff::{SignedDuration, Timestamp},
 };
 
 use super::{
@@ -95,8 +96,21 @@ pub struct TokenRequest {
     pub expiration_seconds: i64,
 }
 
+/// Oldest a token in a volume gets.
+const TOKEN_AGE: SignedDuration = SignedDuration::from_hours(24);
+
 /// An hour, as upstream fills in.
 const TOKEN_SECONDS: i64 = 3600;
+
+/// When a token that is valid for `seconds` and until `expires` is to be replaced: when a fifth of its life is left, and
+/// after a day at the latest (upstream's `pkg/kubelet/token`).
+pub fn renew_at(seconds: i64, expires: Timestamp) -> Timestamp {
+    let life = SignedDuration::from_secs(seconds.max(0));
+    let issued = expires.saturating_sub(life).unwrap_or(Timestamp::MIN);
+    let fifth = SignedDuration::from_secs(life.as_secs() / 5);
+    let late = expires.saturating_sub(fifth).unwrap_or(Timestamp::MIN);
+    late.min(issued.saturating_add(TOKEN_AGE).unwrap_or(Timestamp::MAX))
+}
 
 /// Whether the volume is of a kind whose content is computed here.
 pub fn has_content(volume: &Volume) -> bool {

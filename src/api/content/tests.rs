@@ -229,3 +229,15 @@ fn the_version_follows_the_content_and_nothing_else() {
     relabelled.metadata.labels.as_mut().unwrap().insert("new".to_owned(), String::new());
     assert_ne!(version(&base, labels()), version_of(&relabelled, &base, labels()));
 }
+
+#[test]
+fn a_token_is_renewed_with_a_fifth_of_its_life_left_and_daily() {
+    const HOUR: i64 = 3600;
+    for (life, after) in
+        [(600, 480), (HOUR, 2880), (24 * HOUR, 69_120), (30 * HOUR, 24 * HOUR), (8760 * HOUR, 24 * HOUR)]
+    {
+        let issued = 1_700_000_000;
+        let expires = Timestamp::from_second(issued + life).unwrap();
+        assert_eq!(renew_at(life, expires).as_second() - issued, after, "{life} s");
+    }
+}
