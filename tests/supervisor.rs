@@ -189,6 +189,15 @@ impl World {
         self.log(name).lines().map(|line| line.splitn(4, ' ').nth(3).unwrap().to_owned()).collect()
     }
 
+    /// How many processes are in a container's cgroups.
+    fn processes_in(&self, name: &str) -> usize {
+        let leaf = format!("{}-{name}", self.cgroup);
+        let base = Path::new("/sys/fs/cgroup");
+        let hierarchies = [base.to_owned(), base.join("unified")].into_iter().chain(V1.map(|name| base.join(name)));
+        let read = |directory: PathBuf| fs::read_to_string(directory.join(&leaf).join("cgroup.procs")).ok();
+        hierarchies.filter_map(read).map(|text| text.lines().count()).max().unwrap_or_default()
+    }
+
     fn exit(&self, name: &str) -> ExitRecord {
         durable::read_json(&self.directories.attempt(name, 0).exit_file()).unwrap().unwrap()
     }
@@ -299,7 +308,7 @@ async fn a_container_runs_is_logged_and_recorded() {
     let mut world = World::new();
     let mut connected = world.spawn().await;
     let directory = world.container("app", "echo out; echo err >&2; hostname; printf unfinished; exit 3", |_| {});
-    let running = patiently(connected.supervisor.start(&directory)).await.unwrap().unwrap();
+    let running = patiently(connected.supervisor.start(&directory, false)).await.unwrap().unwrap();
     assert_eq!((running.container.as_str(), running.attempt, running.user.0), ("app", 0, 0));
     assert!(!running.stages.is_empty());
     assert_eq!(next(&mut connected).await, exited("app"));
@@ -313,9 +322,53 @@ async fn a_container_runs_is_logged_and_recorded() {
     assert_eq!(of("stdout"), ["stdout F out", "stdout F pod", "stdout P unfinished"]);
     assert_eq!(of("stderr"), ["stderr F err"]);
     // Asking again changes nothing.
-    assert!(matches!(connected.supervisor.start(&directory).await, Err(ClientError::AlreadyEnded)));
+    assert!(matches!(connected.supervisor.start(&directory, false).await, Err(ClientError::AlreadyEnded)));
     assert!(connected.supervisor.observe().await.unwrap().running.is_empty());
     connected.supervisor.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+async fn a_held_program_runs_when_it_is_let_go() {
+    let mut world = World::new();
+    let mut connected = world.spawn().await;
+    let supervisor = connected.supervisor.clone();
+    let held = world.container("held", "echo ran", |_| {});
+    let started = tokio::spawn({
+        let (supervisor, held) = (supervisor.clone(), held.clone());
+        async move { supervisor.start(&held, true).await }
+    });
+    // Nobody waits for the first answer any more; the attempt waits on, and is joined.
+    until("it is set up", || world.processes_in("held") == 1).await;
+    started.abort();
+    assert!(supervisor.observe().await.unwrap().running.is_empty(), "it does not run yet");
+    assert_eq!(world.log("held"), "");
+    let (running, released) = tokio::join!(patiently(supervisor.start(&held, true)), supervisor.release(&held));
+    released.unwrap();
+    assert_eq!(running.unwrap().unwrap().container, "held");
+    assert_eq!(next(&mut connected).await, exited("held"));
+    assert!(world.log("held").contains("ran"));
+    supervisor.release(&held).await.unwrap();
+
+    // The word to go may come first.
+    let early = world.container("early", "exit 4", |_| {});
+    supervisor.release(&early).await.unwrap();
+    patiently(supervisor.start(&early, true)).await.unwrap().unwrap();
+    assert_eq!(next(&mut connected).await, exited("early"));
+    assert_eq!(world.exit("early").exit_code, 4);
+
+    // One that is killed while it is held was never run.
+    let killed = world.container("killed", "echo ran", |_| {});
+    let start = patiently(supervisor.start(&killed, true));
+    let kill = async {
+        until("it is set up", || world.processes_in("killed") == 1).await;
+        supervisor.kill("killed").await.unwrap();
+    };
+    let (start, ()) = tokio::join!(start, kill);
+    start.unwrap().unwrap_err();
+    let exit = world.exit("killed");
+    assert_eq!((exit.started_at, exit.start_error.is_some()), (0, true));
+    supervisor.shutdown().await.unwrap();
 }
 
 #[tokio::test]
@@ -324,11 +377,11 @@ async fn a_command_that_does_not_exist_is_a_start_error_on_record() {
     let mut world = World::new();
     let connected = world.spawn().await;
     let directory = world.container("app", "", |launch| launch.args = vec!["/no/such".into()]);
-    let error = patiently(connected.supervisor.start(&directory)).await.unwrap().unwrap_err();
+    let error = patiently(connected.supervisor.start(&directory, false)).await.unwrap().unwrap_err();
     assert!(error.step.contains("/no/such") && error.message.contains("no such file"), "{error:?}");
     let exit = world.exit("app");
     assert_eq!((exit.exit_code, exit.started_at, exit.start_error), (128, 0, Some(error)));
-    assert!(matches!(connected.supervisor.start(&directory).await, Err(ClientError::AlreadyEnded)));
+    assert!(matches!(connected.supervisor.start(&directory, false).await, Err(ClientError::AlreadyEnded)));
     connected.supervisor.shutdown().await.unwrap();
 }
 
@@ -339,9 +392,9 @@ async fn signals_and_kills_end_a_container_with_128_and_the_signal() {
     let mut connected = world.spawn().await;
     let trap = world.container("trap", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done", |_| {});
     let sleep = world.container("sleep", "sleep 1000 & sleep 1000", |_| {});
-    connected.supervisor.start(&trap).await.unwrap().unwrap();
-    let first = connected.supervisor.start(&sleep).await.unwrap().unwrap();
-    assert_eq!(connected.supervisor.start(&sleep).await.unwrap().unwrap(), first);
+    connected.supervisor.start(&trap, false).await.unwrap().unwrap();
+    let first = connected.supervisor.start(&sleep, false).await.unwrap().unwrap();
+    assert_eq!(connected.supervisor.start(&sleep, false).await.unwrap().unwrap(), first);
     until("the trap is set", || world.log("trap").contains("ready")).await;
     connected.supervisor.signal("trap", libc::SIGTERM).await.unwrap();
     assert_eq!(next(&mut connected).await, exited("trap"));
@@ -367,8 +420,8 @@ async fn nothing_is_lost_while_no_agent_is_connected() {
         launch.log.max_files = 100;
     });
     let sleeper = world.container("other", "sleep 1000", |_| {});
-    let running = connected.supervisor.start(&sleeper).await.unwrap().unwrap();
-    connected.supervisor.start(&directory).await.unwrap().unwrap();
+    let running = connected.supervisor.start(&sleeper, false).await.unwrap().unwrap();
+    connected.supervisor.start(&directory, false).await.unwrap().unwrap();
     let pid = connected.supervisor.pid();
     // As if the agent had died: the connection is closed.
     drop(connected);
@@ -394,7 +447,7 @@ async fn execs_have_their_own_streams_codes_and_end() {
     let mut world = World::new();
     let connected = world.spawn().await;
     let directory = world.container("app", "sleep 1000", |_| {});
-    connected.supervisor.start(&directory).await.unwrap().unwrap();
+    connected.supervisor.start(&directory, false).await.unwrap().unwrap();
     let (given, output, errors) = streams();
     let mut quick =
         connected.supervisor.exec(exec("app", "echo hello; echo bad >&2; exit 42"), given).await.unwrap().unwrap();
@@ -430,7 +483,7 @@ async fn a_terminal_is_logged_and_can_be_attached_to() {
     let directory = world.container("app", "echo ready; read line; echo \"got $line\"", |launch| {
         launch.stdio = StdioSpec { tty: true, stdin: true, stdin_once: false };
     });
-    connected.supervisor.start(&directory).await.unwrap().unwrap();
+    connected.supervisor.start(&directory, false).await.unwrap().unwrap();
     until("it is ready", || world.log("app").contains("ready")).await;
     connected.supervisor.resize("app", 50, 132).await.unwrap();
     let (stdin, input) = process::pipe().unwrap();
@@ -452,7 +505,7 @@ async fn standard_input_reaches_the_container_and_ends_with_the_first_attachment
     let directory = world.container("app", "cat; echo the end", |launch| {
         launch.stdio = StdioSpec { tty: false, stdin: true, stdin_once: true };
     });
-    connected.supervisor.start(&directory).await.unwrap().unwrap();
+    connected.supervisor.start(&directory, false).await.unwrap().unwrap();
     let (stdin, input) = process::pipe().unwrap();
     let (output, stdout) = process::pipe().unwrap();
     let (_errors, stderr) = process::pipe().unwrap();
@@ -481,8 +534,8 @@ async fn a_shared_pid_namespace_is_reaped_and_confined() {
     let script = "test $$ -ne 1 && (sleep 0.1 & exec sleep 0.01); ls /proc/1/root/ && exit 1; sleep 1000 & exit 7";
     let directory = world.container("app", script, |launch| launch.pid = PidMode::Pod);
     let other = world.container("other", "sleep 1000", |launch| launch.pid = PidMode::Pod);
-    connected.supervisor.start(&other).await.unwrap().unwrap();
-    connected.supervisor.start(&directory).await.unwrap().unwrap();
+    connected.supervisor.start(&other, false).await.unwrap().unwrap();
+    connected.supervisor.start(&directory, false).await.unwrap().unwrap();
     assert_eq!(next(&mut connected).await, exited("app"));
     assert_eq!(world.exit("app").exit_code, 7, "{}", world.log("app"));
     let leaf = world.leaf("app");
@@ -505,7 +558,7 @@ async fn an_oom_kill_is_on_record() {
     let file =
         ["memory.limit_in_bytes", "memory.max"].map(|name| limit.join(name)).into_iter().find(|file| file.exists());
     fs::write(file.unwrap(), "8388608").unwrap();
-    connected.supervisor.start(&directory).await.unwrap().unwrap();
+    connected.supervisor.start(&directory, false).await.unwrap().unwrap();
     assert_eq!(next(&mut connected).await, exited("app"));
     let exit = world.exit("app");
     assert_eq!((exit.exit_code, exit.oom_killed), (137, true));
@@ -518,7 +571,7 @@ async fn containers_die_with_their_supervisor_and_that_is_told() {
     let mut world = World::new();
     let mut connected = world.spawn().await;
     let directory = world.container("app", "sleep 1000", |_| {});
-    let running = connected.supervisor.start(&directory).await.unwrap().unwrap();
+    let running = connected.supervisor.start(&directory, false).await.unwrap().unwrap();
     let container = pidfd::open(running.pid).unwrap();
     connected.supervisor.kill_supervisor();
     assert_eq!(next(&mut connected).await, Event::Gone);
@@ -538,7 +591,7 @@ async fn an_idle_supervisor_sleeps_and_is_small() {
     let mut world = World::new();
     let connected = world.spawn().await;
     let directory = world.container("app", "echo started; sleep 1000", |_| {});
-    connected.supervisor.start(&directory).await.unwrap().unwrap();
+    connected.supervisor.start(&directory, false).await.unwrap().unwrap();
     until("it has started", || world.log("app").contains("started")).await;
     let pid = connected.supervisor.pid();
     let status = || fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

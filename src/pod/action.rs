@@ -31,12 +31,21 @@ pub enum Action {
         /// Generation of the sandbox it will run in.
         generation: u32,
     },
-    /// Start an attempt.
+    /// Set an attempt up in the sandbox, and run its program once it is released.
     StartContainer {
         /// Container.
         container: String,
         /// Attempt.
         attempt: u32,
+    },
+    /// Let the program of an attempt run: its records are durable and the pod has its network.
+    ReleaseContainer {
+        /// Container.
+        container: String,
+        /// Attempt.
+        attempt: u32,
+        /// Generation of the sandbox it is in.
+        generation: u32,
     },
     /// Send the stop signal.
     StopContainer {
@@ -86,6 +95,7 @@ impl Action {
                 | Action::AttachNetwork
                 | Action::PrepareContainer { .. }
                 | Action::StartContainer { .. }
+                | Action::ReleaseContainer { .. }
         )
     }
 
@@ -100,6 +110,7 @@ impl Action {
             Action::ResolveImage { container, .. }
             | Action::PrepareContainer { container, .. }
             | Action::StartContainer { container, .. }
+            | Action::ReleaseContainer { container, .. }
             | Action::StopContainer { container, .. }
             | Action::KillContainer { container, .. }
             | Action::RemoveAttempt { container, .. } => Some(container),

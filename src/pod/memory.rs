@@ -169,7 +169,9 @@ impl Memory {
 fn retry_policy(action: &Action) -> &'static BackoffPolicy {
     match action {
         Action::ResolveImage { .. } => &super::backoff::IMAGE_PULL,
-        Action::PrepareContainer { .. } | Action::StartContainer { .. } => &super::backoff::CREATE,
+        Action::PrepareContainer { .. } | Action::StartContainer { .. } | Action::ReleaseContainer { .. } => {
+            &super::backoff::CREATE
+        }
         _ => &RETRY,
     }
 }

@@ -20,6 +20,8 @@ pub struct ObservedPod {
     pub images: BTreeMap<String, ResolvedImage>,
     /// Per container: the attempt that was prepared last.
     pub prepared: BTreeMap<String, Prepared>,
+    /// Per container: the attempt whose program was released last.
+    pub released: BTreeMap<String, Prepared>,
     /// Its supervisor.
     pub sandbox: Sandbox,
     /// Generation of the newest sandbox, from 1; 0 before the first.
@@ -165,7 +167,7 @@ pub struct ResolvedImage {
     pub id: String,
 }
 
-/// An attempt whose launch record is on disk.
+/// An attempt whose launch record is there, and the sandbox it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prepared {
     /// Attempt.

@@ -66,6 +66,9 @@ impl ObservedPod {
             (Action::PrepareContainer { container, attempt, generation }, _) => {
                 self.prepared.insert(container.clone(), Prepared { attempt: *attempt, generation: *generation });
             }
+            (Action::ReleaseContainer { container, attempt, generation }, _) => {
+                self.released.insert(container.clone(), Prepared { attempt: *attempt, generation: *generation });
+            }
             (Action::AttachNetwork, _) => self.network = Network::Attached(self.network.addresses().to_vec()),
             (Action::StartContainer { container, .. }, Outcome::Attempt(attempt)) => {
                 self.record(container, attempt);

@@ -123,7 +123,7 @@ impl Planner<'_> {
         let preparable = volumes && self.observed.network != Network::Absent;
         for (container, next) in steps {
             match next {
-                Next::Start(attempt) => self.start(&container.name, attempt, preparable, sandbox && network),
+                Next::Start(attempt) => self.start(&container.name, attempt, preparable, network),
                 Next::StartAt(_, at) => self.wake(at),
                 Next::Keep | Next::Done | Next::Wait => {}
             }
@@ -143,18 +143,22 @@ impl Planner<'_> {
         }
     }
 
-    /// The next step towards a running attempt.
-    fn start(&mut self, container: &str, attempt: u32, preparable: bool, startable: bool) {
+    /// The next step towards a running attempt. Its process is set up while the network still is, and held until then.
+    fn start(&mut self, container: &str, attempt: u32, preparable: bool, network: bool) {
         let name = container.to_owned();
         let generation = self.observed.next_generation();
+        let prepared = Prepared { attempt, generation };
         if self.observed.images.get(container).is_none_or(|image| image.attempt != attempt) {
             self.act(Action::ResolveImage { container: name, attempt });
-        } else if self.observed.prepared.get(container) != Some(&Prepared { attempt, generation }) {
+        } else if self.observed.prepared.get(container) != Some(&prepared) {
             if preparable {
                 self.act(Action::PrepareContainer { container: name, attempt, generation });
             }
-        } else if startable {
-            self.act(Action::StartContainer { container: name, attempt });
+        } else if matches!(self.observed.sandbox, Sandbox::Running { .. }) {
+            self.act(Action::StartContainer { container: name.clone(), attempt });
+            if network && self.observed.released.get(container) != Some(&prepared) {
+                self.act(Action::ReleaseContainer { container: name, attempt, generation });
+            }
         }
     }
 
@@ -203,14 +207,19 @@ impl Planner<'_> {
         }
     }
 
-    /// A start that still hangs when the grace period is over is ended like a container that does not stop.
+    /// A start that still hangs when the grace period is over is ended like a container that does not stop. One that was
+    /// never released has no program that could stop.
     fn end_starts(&mut self) {
         let memory = self.memory;
         let Some(termination) = &memory.termination else { return };
         let deadline = termination.since.saturating_add(seconds(termination.grace)).unwrap_or(Timestamp::MAX);
         for action in &memory.in_flight {
             let Action::StartContainer { container, attempt } = action else { continue };
-            if deadline <= self.now {
+            let releasing = memory.in_flight.iter().any(|action| {
+                matches!(action, Action::ReleaseContainer { container: released, .. } if released == container)
+            });
+            let released = self.observed.released.get(container).is_some_and(|released| released.attempt == *attempt);
+            if deadline <= self.now || !released && !releasing {
                 self.kill(container, *attempt);
             } else {
                 self.wake(deadline);

@@ -123,6 +123,10 @@ fn start(container: &str, attempt: u32) -> Action {
     Action::StartContainer { container: container.to_owned(), attempt }
 }
 
+fn release(container: &str, attempt: u32) -> Action {
+    Action::ReleaseContainer { container: container.to_owned(), attempt, generation: 1 }
+}
+
 fn prepare(container: &str, attempt: u32, generation: u32) -> Action {
     Action::PrepareContainer { container: container.to_owned(), attempt, generation }
 }
@@ -182,9 +186,14 @@ fn a_new_pod_is_built_up_in_waves() {
     assert_eq!(case.plan().actions, [Action::CreateSandbox, prepare("init", 0, 1)]);
     case.observed.apply(&prepare("init", 0, 1), Outcome::Done);
     case.observed.apply(&Action::CreateSandbox, Outcome::Sandbox { pid: 7, generation: 1 });
-    assert_eq!(case.plan().actions, [Action::AttachNetwork]);
+    // Set up beside the network, and held until that is there.
+    assert_eq!(case.plan().actions, [Action::AttachNetwork, start("init", 0)]);
+    case.memory.begun(&start("init", 0), &CRASH_LOOP, at(100));
     case.observed.apply(&Action::AttachNetwork, Outcome::Done);
-    assert_eq!(case.plan().actions, [start("init", 0)]);
+    assert_eq!(case.plan().actions, [release("init", 0)]);
+    case.observed.apply(&release("init", 0), Outcome::Done);
+    assert_eq!(case.plan().actions, []);
+    case.memory.ended(&start("init", 0), None, at(100));
     assert_eq!(waiting_reason(&case.plan().status, 0), "PodInitializing");
     case.observed.apply(&start("init", 0), Outcome::Attempt(running(0)));
     assert_eq!(case.plan().actions, []);
@@ -223,9 +232,23 @@ fn an_attempt_is_prepared_for_one_sandbox_and_once_all_it_says_is_known() {
 fn nothing_is_begun_twice() {
     let in_flight = |case: &mut Case| {
         case.set("app", vec![]);
-        case.memory.in_flight.insert(start("app", 0));
+        case.memory.in_flight.extend([start("app", 0), release("app", 0)]);
     };
     case("a start under way is not repeated", in_flight, &[]);
+    let released = |case: &mut Case| {
+        case.set("app", vec![]);
+        case.memory.in_flight.insert(start("app", 0));
+        case.observed.apply(&release("app", 0), Outcome::Done);
+    };
+    case("nor is what it waited for", released, &[]);
+    let of_a_lost_sandbox = |case: &mut Case| {
+        released(case);
+        case.observed.generation = 2;
+        case.observed.prepared.insert("app".to_owned(), Prepared { attempt: 0, generation: 2 });
+        case.set("init", vec![attempt_of(2, 1, ended(0, 0, 9).state)]);
+    };
+    let again = Action::ReleaseContainer { container: "app".to_owned(), attempt: 0, generation: 2 };
+    case("but what was let go in another sandbox is not in this one", of_a_lost_sandbox, &[again]);
 }
 
 #[test]
@@ -235,7 +258,7 @@ fn host_network_pods_wait_for_no_link() {
         case.observed.network = Network::Leased(vec![]);
         case.set("app", vec![]);
     };
-    let plan = case("it starts with its files written", host, &[start("app", 0)]);
+    let plan = case("it starts with its files written", host, &[start("app", 0), release("app", 0)]);
     assert_eq!(plan.status.pod_ip.as_deref(), Some("192.0.2.1"));
 }
 
@@ -248,9 +271,9 @@ fn restart_policies() {
             case.ready("app", 1);
         }
     };
-    case("Always restarts after success", exit(0, "Always"), &[start("app", 1)]);
-    case("Always restarts after failure", exit(3, "Always"), &[start("app", 1)]);
-    case("OnFailure restarts after failure", exit(3, "OnFailure"), &[start("app", 1)]);
+    case("Always restarts after success", exit(0, "Always"), &[start("app", 1), release("app", 1)]);
+    case("Always restarts after failure", exit(3, "Always"), &[start("app", 1), release("app", 1)]);
+    case("OnFailure restarts after failure", exit(3, "OnFailure"), &[start("app", 1), release("app", 1)]);
     case("OnFailure leaves success alone", exit(0, "OnFailure"), &[]);
     let plan = case("Never leaves failure alone", exit(3, "Never"), &[]);
     assert_eq!(phase(&plan.status), "Running", "the other container still runs");
@@ -285,7 +308,7 @@ fn a_failed_init_container_keeps_the_others_waiting() {
             case.ready("init", 1);
         }
     };
-    let plan = case("it is tried again", failed("Always"), &[start("init", 1)]);
+    let plan = case("it is tried again", failed("Always"), &[start("init", 1), release("init", 1)]);
     assert_eq!(phase(&plan.status), "Pending");
     assert_eq!(condition(&plan.status, "Initialized"), "False");
     let plan = case("with Never the pod has failed and is taken down", failed("Never"), &[Action::StopSandbox]);
@@ -339,6 +362,7 @@ fn taking_down_waits_for_what_is_being_built() {
     let building = |case: &mut Case| {
         case.memory.terminate(30, at(100));
         case.memory.in_flight.insert(start("app", 1));
+        case.observed.apply(&release("app", 1), Outcome::Done);
     };
     let plan = case("a start under way is let finish", building, &[]);
     assert_eq!(plan.wake_at, Some(at(130)));
@@ -347,7 +371,12 @@ fn taking_down_waits_for_what_is_being_built() {
         case.now = at(130);
     };
     let killed = Action::KillContainer { container: "app".to_owned(), attempt: 1 };
-    case("but not longer than the grace period", late, &[killed]);
+    case("but not longer than the grace period", late, std::slice::from_ref(&killed));
+    let held = |case: &mut Case| {
+        building(case);
+        case.observed.released.clear();
+    };
+    case("what is still held has nothing to finish", held, &[killed]);
     let pulling = |case: &mut Case| {
         case.memory.terminate(0, at(100));
         case.memory.in_flight.insert(resolve("app", 1));

@@ -116,7 +116,8 @@ impl View<'_> {
         let resolve = Action::ResolveImage { container: container.name.clone(), attempt: 0 };
         let prepare = Action::PrepareContainer { container: container.name.clone(), attempt: 0, generation: 0 };
         let start = Action::StartContainer { container: container.name.clone(), attempt: 0 };
-        let failure = [resolve, prepare, start].iter().find_map(|action| self.memory.failure_of(action))?;
+        let release = Action::ReleaseContainer { container: container.name.clone(), attempt: 0, generation: 0 };
+        let failure = [resolve, prepare, start, release].iter().find_map(|action| self.memory.failure_of(action))?;
         Some((failure.reason.clone(), failure.message.clone()))
     }
 

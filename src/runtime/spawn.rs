@@ -172,26 +172,20 @@ pub struct Started {
     pub failure: OwnedFd,
     /// Connected to its socket.
     pub connection: OwnedFd,
+    /// `sandbox.json`, to be synced while the process starts.
+    pub record: Placed,
 }
 
-/// Writes `sandbox.json`, makes the socket and starts the supervisor on both; blocks for a few milliseconds at most (two
-/// fsyncs). The caller must have made sure that no supervisor of this pod runs: the socket of an older one is replaced.
+/// Writes `sandbox.json`, makes the socket and starts the supervisor on both. The caller must have made sure that no
+/// supervisor of this pod runs: the socket of an older one is replaced.
 ///
-/// Whoever looks finds the record before there is a process; it is durable when this returns, and nothing runs in the
-/// sandbox before that. A power cut meanwhile takes the process with it, and the record, whole or not, tells of nothing
-/// that is left. Only the first sandbox of a pod is made so: the record of an earlier one is never at risk.
+/// Whoever looks finds the record before there is a process; nothing is to run in the sandbox before it is durable. A
+/// power cut meanwhile takes the process with it, and the record, whole or not, tells of nothing that is left.
 ///
 /// # Errors
 /// The step that failed; no process is left behind.
 pub fn start(binary: &SealedBinary, directories: &PodDirs, spec: &SandboxSpec) -> Result<Started, SpawnError> {
-    let record = directories.sandbox_file();
-    let placed = match record.exists() {
-        false => Some(durable::place_json(&record, spec).map_err(SpawnError::Record)?),
-        true => {
-            durable::write_json(&record, spec).map_err(SpawnError::Record)?;
-            None
-        }
-    };
+    let record = durable::place_json(&directories.sandbox_file(), spec).map_err(SpawnError::Record)?;
     let run = &directories.run;
     DirBuilder::new().recursive(true).mode(0o700).create(run).map_err(path_error("create", run))?;
     let socket = directories.supervisor_socket();
@@ -222,9 +216,7 @@ pub fn start(binary: &SealedBinary, directories: &PodDirs, spec: &SandboxSpec) -
     let identity = Identity::of(pid).map_err(path_error("look at", &Path::new("/proc").join(pid.to_string())))?;
     // Of this boot only, as the process is.
     durable::write_json_until_reboot(&directories.supervisor_file(), &identity).map_err(SpawnError::Record)?;
-    // While it starts.
-    placed.map_or(Ok(()), Placed::sync).map_err(SpawnError::Record)?;
-    Ok(Started { process, failure: spawned.failure, connection })
+    Ok(Started { process, failure: spawned.failure, connection, record })
 }
 
 /// Why exec failed, if it did, once the process is known to have ended.

@@ -5,7 +5,9 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    thread,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -62,10 +64,30 @@ pub struct Placed {
 }
 
 impl Placed {
+    /// One that was placed before, perhaps by a process that has ended since.
+    pub fn open(path: &Path) -> Result<Placed, StoreError> {
+        let file = File::open(path).map_err(io_error("open", path))?;
+        Ok(Placed { file, path: path.to_owned() })
+    }
+
     /// Makes it durable.
     pub fn sync(self) -> Result<(), StoreError> {
         self.file.sync_all().map_err(io_error("sync", &self.path))?;
         sync_parent(&self.path)
+    }
+
+    /// Makes several durable at once: the file system commits them together, which takes hardly longer than one.
+    pub fn sync_all(records: Vec<Placed>) -> Result<(), StoreError> {
+        let mut records = records.into_iter();
+        let Some(first) = records.next() else { return Ok(()) };
+        thread::scope(|scope| {
+            let others: Vec<_> = records.map(|record| scope.spawn(|| record.sync())).collect();
+            let first = first.sync();
+            others.into_iter().fold(first, |result, other| match other.join() {
+                Ok(other) => result.and(other),
+                Err(panic) => resume_unwind(panic),
+            })
+        })
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -185,6 +185,8 @@ pub struct Attempt {
     /// First process.
     pub pid: i32,
     pidfd: OwnedFd,
+    /// Where the word to go is written, while the program is held.
+    gate: Option<OwnedFd>,
     /// Where it stands.
     pub phase: Phase,
     log: LogFile,
@@ -245,7 +247,12 @@ impl Attempt {
     ///
     /// # Errors
     /// The step that failed; there is no process then, and no record yet.
-    pub fn launch(directory: &Path, launch: LaunchSpec, context: &LaunchContext<'_>) -> Result<Attempt, StartError> {
+    pub fn launch(
+        directory: &Path,
+        launch: LaunchSpec,
+        context: &LaunchContext<'_>,
+        hold: bool,
+    ) -> Result<Attempt, StartError> {
         let log = LogFile::open(&launch.log)
             .map_err(|error| start_error(&format!("open the log {}", launch.log.path.display()), &error))?;
         let oom_kills_before = record::oom_kills(&launch.cgroup);
@@ -258,7 +265,10 @@ impl Attempt {
             let (error_reader, stderr) = reading_pipe().map_err(streams)?;
             (ChildStdio::Pipes { stdin, stdout, stderr }, writer, Some((out_reader, error_reader)))
         };
-        let Spawned { pid, pidfd, status, console_socket } = container::spawn(&launch, stdio, context)?;
+        let gate =
+            if hold { Some(process::pipe().map_err(|error| start_error("make the gate", &error))?) } else { None };
+        let context = LaunchContext { gate: gate.as_ref().map(|(reader, _)| reader.as_fd()), ..*context };
+        let Spawned { pid, pidfd, status, console_socket } = container::spawn(&launch, stdio, &context)?;
         let status = Status::new(status, console_socket).map_err(streams)?;
         let (stdout, stderr) = outputs.unzip();
         let output = |source| Output { source, partial: Vec::new() };
@@ -274,6 +284,7 @@ impl Attempt {
             keep_stdin: launch.stdio.stdin,
             pid,
             pidfd,
+            gate: gate.map(|(_, writer)| writer),
             phase: Phase::Starting(status),
             log,
             stdout: stdout.map(output),
@@ -287,6 +298,14 @@ impl Attempt {
             warnings: Vec::new(),
             end_warning: None,
         })
+    }
+
+    /// Lets a held program go. Repeated, and for one that was not held, it does nothing.
+    pub fn release(&mut self) {
+        if let Some(gate) = self.gate.take() {
+            // Fails only when the process has ended, which is told elsewhere.
+            let _ = File::from(gate).write_all(&[1]);
+        }
     }
 
     /// exec has succeeded, and the end is not on record yet.

@@ -37,6 +37,14 @@ pub enum Call {
     Start {
         /// Attempt directory.
         dir: PathBuf,
+        /// Set everything up, and wait for [`Call::Release`] before the program is executed.
+        #[serde(default)]
+        hold: bool,
+    },
+    /// Let a held attempt execute its program. It may come before the Start that it is about.
+    Release {
+        /// Attempt directory.
+        dir: PathBuf,
     },
     /// Signal the container's first process. Ok when it has already ended.
     Signal {

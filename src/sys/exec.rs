@@ -36,6 +36,22 @@ pub fn execve(path: &CStr, arguments: &Strings, environment: &Strings) -> io::Er
     io::Error::last_os_error()
 }
 
+/// Waits until somebody writes a byte into the pipe.
+///
+/// # Errors
+/// Those of read(2); UnexpectedEof when all writers have closed it without a byte.
+pub fn wait_for_byte(pipe: BorrowedFd<'_>) -> io::Result<()> {
+    let mut byte = [0];
+    loop {
+        match nix::unistd::read(pipe, &mut byte) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => return Ok(()),
+            Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Makes these the standard descriptors 0, 1 and 2, whatever numbers they have now.
 ///
 /// # Errors

@@ -243,6 +243,7 @@ fn stage_name(action: &Action) -> String {
         Action::AttachNetwork => "network".to_owned(),
         Action::PrepareContainer { container, .. } => format!("{container}/prepared"),
         Action::StartContainer { container, .. } => format!("{container}/started"),
+        Action::ReleaseContainer { container, .. } => format!("{container}/released"),
         Action::StopContainer { container, .. } => format!("{container}/stop"),
         Action::KillContainer { container, .. } => format!("{container}/kill"),
         Action::RemoveAttempt { container, attempt } => format!("{container}/{attempt}/removed"),

@@ -15,7 +15,7 @@ use k8s_openapi::{
     api::core::v1::{Pod, PodSpec},
     jiff::Timestamp,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
 
 use super::{
     handle::{BoxFuture, ExecSession, NodeError, Stage, Usage},
@@ -39,7 +39,10 @@ use crate::{
         client::{ClientError, Connected, Supervisor},
         container_ref::ContainerRef,
     },
-    store::{durable, layout::PodDirs},
+    store::{
+        durable::{self, Placed, StoreError},
+        layout::PodDirs,
+    },
     supervisor::{
         protocol::RunningContainer,
         spec::{ExecSpec, LaunchSpec, SandboxSpec},
@@ -67,6 +70,10 @@ pub(super) struct State {
     images: BTreeMap<String, Arc<Image>>,
     launches: BTreeMap<String, Launch>,
     generation: u32,
+    /// The pod's own records are known to be durable.
+    recorded: bool,
+    /// An earlier agent made the sandbox, and may have ended before its record was durable.
+    adopted: bool,
 }
 
 /// What is kept of the launch record of a container's newest attempt.
@@ -75,6 +82,10 @@ struct Launch {
     generation: u32,
     id: String,
     image_id: String,
+    /// Set once the record is durable.
+    committed: Arc<OnceCell<()>>,
+    /// The supervisor has been told to let it go.
+    released: bool,
 }
 
 /// Runs work that may block on a thread that may wait.
@@ -155,8 +166,11 @@ impl Host {
         self.state().lease = lease;
     }
 
-    pub(super) fn set_generation(&self, generation: u32) {
-        self.state().generation = generation;
+    /// Takes over what an earlier agent made: `generation` is that of its newest sandbox.
+    pub(super) fn take_over(&self, generation: u32) {
+        let mut state = self.state();
+        state.generation = generation;
+        state.adopted = true;
     }
 
     fn host_network(&self) -> bool {
@@ -195,8 +209,11 @@ impl Host {
         };
         // A container's user has to get through to its own volumes; the directory above them is root's alone.
         make(&self.dirs.dir, 0o755)?;
-        durable::write_json(&self.dirs.pod_file(), &self.record).map_err(because("FailedCreatePodDirectory"))?;
-        durable::sync_parent(&self.dirs.dir).map_err(because("FailedCreatePodDirectory"))?;
+        // Durable before the first container starts ([`Host::prepare_container`]). What is made until then lives in the
+        // kernel and goes with the power, or lies in this directory.
+        durable::place_json(&self.dirs.pod_file(), &self.record)
+            .map(drop)
+            .map_err(because("FailedCreatePodDirectory"))?;
         make(&self.dirs.etc(), 0o755)?;
         make(&self.dirs.run, 0o700)?;
         make(&self.dirs.log, 0o755)?;
@@ -207,9 +224,8 @@ impl Host {
         const REASON: &str = "FailedCreatePodSandBox";
         if !self.host_network() {
             let lease = self.shared.network.lease(self.uid(), &[]).map_err(because(REASON))?;
-            // No address is used before this is durable, and a record that cannot be read is a new lease.
-            let placed = durable::place_json(&self.dirs.network_file(), &lease).map_err(because(REASON))?;
-            placed.sync().map_err(because(REASON))?;
+            // For the next agent. After a reboot nobody knows the address any more: another one will do.
+            durable::write_json_until_reboot(&self.dirs.network_file(), &lease).map_err(because(REASON))?;
             self.hold_lease(Some(lease));
         }
         let addresses = self.addresses();
@@ -308,7 +324,7 @@ impl Host {
             message: format!("no attempt of container {name} was prepared"),
         })?;
         let directory = self.dirs.attempt(name, attempt);
-        let started = match supervisor.start(&directory.dir).await {
+        let started = match supervisor.start(&directory.dir, !launch.released).await {
             Ok(Ok(running)) => running,
             // The record is on disk in both cases; it is what counts.
             Ok(Err(_)) | Err(ClientError::AlreadyEnded) => {
@@ -324,7 +340,7 @@ impl Host {
         };
         let stage = |(stage, at): &(String, u64)| Stage { name: format!("{name}/{stage}"), at: *at };
         let stages = started.stages.iter().map(stage).collect();
-        let Launch { generation, id, image_id } = launch;
+        let Launch { generation, id, image_id, .. } = launch;
         let running = Attempt { number: attempt, generation, id, image_id, state: running_state(&started) };
         Ok(Done { outcome: Outcome::Attempt(running), stages })
     }
@@ -361,13 +377,63 @@ impl Host {
         };
         let spec = self.shared.launch_spec(&self.record.pod, &self.dirs, self.qos, &input)?;
         attempt::prepare(&spec, &directory).map_err(because(REASON))?;
-        durable::write_json(&directory.launch_file(), &spec).map_err(because(REASON))?;
+        durable::place_json(&directory.launch_file(), &spec).map(drop).map_err(because(REASON))?;
         self.hold_launch(&spec);
         Ok(Done::new(Outcome::Done))
     }
 
+    /// Makes the launch record of an attempt durable, once, whoever asks for it.
+    async fn commit(self: &Arc<Self>, name: &str, attempt: u32) -> Result<(), ActionError> {
+        let Some(committed) = self.state().launches.get(name).map(|launch| launch.committed.clone()) else {
+            return Ok(());
+        };
+        let (host, launch) = (self.clone(), self.dirs.attempt(name, attempt).launch_file());
+        let commit = || blocking(move || host.sync_records(&launch).map_err(because("CreateContainerError")));
+        committed.get_or_try_init(commit).await.copied()
+    }
+
+    /// Lets a container run, as soon as what it is started from cannot be lost any more.
+    async fn release_container(self: &Arc<Self>, name: &str, attempt: u32) -> Result<Done, ActionError> {
+        self.commit(name, attempt).await?;
+        let directory = self.dirs.attempt(name, attempt);
+        let released = self.need_supervisor()?.release(&directory.dir).await;
+        released.map_err(because("RunContainerError"))?;
+        // A start that has to be repeated is not held again.
+        if let Some(launch) = self.state().launches.get_mut(name) {
+            launch.released = true;
+        }
+        Ok(Done::new(Outcome::Done))
+    }
+
+    /// Makes a launch record durable, and with the first one the pod's own.
+    fn sync_records(&self, launch: &Path) -> Result<(), StoreError> {
+        let (recorded, adopted) = {
+            let state = self.state();
+            (state.recorded, state.adopted)
+        };
+        let mut records = vec![Placed::open(launch)?];
+        if !recorded {
+            records.push(Placed::open(&self.dirs.pod_file())?);
+            // The entry of the pod's directory.
+            records.push(Placed::open(&self.dirs.dir)?);
+            let sandbox = self.dirs.sandbox_file();
+            if adopted && sandbox.exists() {
+                records.push(Placed::open(&sandbox)?);
+            }
+        }
+        Placed::sync_all(records)?;
+        self.state().recorded = true;
+        Ok(())
+    }
+
     fn hold_launch(&self, spec: &LaunchSpec) {
-        let launch = Launch { generation: spec.generation, id: spec.id.clone(), image_id: spec.image_id.clone() };
+        let launch = Launch {
+            generation: spec.generation,
+            id: spec.id.clone(),
+            image_id: spec.image_id.clone(),
+            committed: Arc::default(),
+            released: false,
+        };
         self.state().launches.insert(spec.container.clone(), launch);
     }
 
@@ -418,7 +484,14 @@ impl PodHost for Host {
                 Action::CreateSandbox => self.create_sandbox().await,
                 Action::AttachNetwork => blocking(move || host.attach_network()).await,
                 Action::PrepareContainer { container, attempt, generation } => {
-                    blocking(move || host.prepare_container(&container, attempt, generation)).await
+                    let name = container.clone();
+                    let done = blocking(move || host.prepare_container(&container, attempt, generation)).await?;
+                    // While the sandbox is made. Whoever releases the container waits for it, and hears of an error.
+                    tokio::spawn(async move { self.commit(&name, attempt).await });
+                    Ok(done)
+                }
+                Action::ReleaseContainer { container, attempt, .. } => {
+                    self.release_container(&container, attempt).await
                 }
                 Action::StartContainer { container, attempt } => self.start_container(&container, attempt).await,
                 Action::StopContainer { container, attempt } => self.stop_container(&container, attempt).await,

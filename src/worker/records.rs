@@ -43,17 +43,21 @@ pub fn read(dirs: &AttemptDirs) -> Result<Option<Recorded>, StoreError> {
     Ok(Some(Recorded { launch, exit: durable::read_json(&dirs.exit_file())? }))
 }
 
-/// All attempts of all containers that have a directory, in no particular order. One that cannot be read is
-/// returned as its error: the others still count.
-pub fn read_all(dirs: &PodDirs) -> Vec<Result<(AttemptDirs, Option<Recorded>), StoreError>> {
-    let mut found = Vec::new();
-    for container in directories(&dirs.containers()) {
-        for attempt in directories(&container) {
-            let dirs = AttemptDirs::at(&attempt);
-            found.push(read(&dirs).map(|recorded| (dirs, recorded)));
-        }
-    }
-    found
+/// All attempts of all containers that have a directory, in no particular order.
+pub fn attempts(dirs: &PodDirs) -> Vec<AttemptDirs> {
+    let containers = directories(&dirs.containers());
+    containers.iter().flat_map(|container| directories(container)).map(|attempt| AttemptDirs::at(&attempt)).collect()
+}
+
+/// The records of all attempts, in no particular order; `None` for one that was never launched.
+pub fn read_all(dirs: &PodDirs) -> Vec<(AttemptDirs, Result<Option<Recorded>, StoreError>)> {
+    attempts(dirs)
+        .into_iter()
+        .map(|attempt| {
+            let recorded = read(&attempt);
+            (attempt, recorded)
+        })
+        .collect()
 }
 
 fn directories(parent: &Path) -> Vec<std::path::PathBuf> {

@@ -27,10 +27,13 @@ use crate::{
         backoff::BackoffPolicy,
         observed::{AttemptState, Leftovers, Network, Sandbox},
     },
-    runtime::client::{ClientError, Supervisor},
+    runtime::{
+        client::{ClientError, Supervisor},
+        spawn::Identity,
+    },
     store::{
         durable::{self, StoreError},
-        layout::PodDirs,
+        layout::{Layout, PodDirs},
     },
     supervisor::{
         protocol::{RunningContainer, Snapshot},
@@ -85,13 +88,15 @@ pub struct Ledger {
     pub left_alone: Vec<LeftAlone>,
 }
 
-/// Reads the entries of the ledger in `directory`.
+/// Reads the entries of the ledger.
 ///
 /// # Errors
 /// The directory cannot be listed. Nothing may be swept then, as nobody knows what is there.
-pub fn ledger(directory: &Path) -> io::Result<Ledger> {
+///
+/// A record that ends before it is complete was not durable when the power failed; no container had been started then.
+pub fn ledger(layout: &Layout) -> io::Result<Ledger> {
     let mut ledger = Ledger::default();
-    for entry in fs::read_dir(directory)? {
+    for entry in fs::read_dir(layout.pods())? {
         let entry = entry?;
         let (directory, uid) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
         let path = directory.join("pod.json");
@@ -106,11 +111,23 @@ pub fn ledger(directory: &Path) -> io::Result<Ledger> {
                 ledger.half_made.push(directory);
                 continue;
             }
+            Err(error) if error.is_incomplete() && !has_started(layout, &uid) => {
+                ledger.half_made.push(directory);
+                continue;
+            }
             Err(error) => error.into(),
         };
         ledger.left_alone.push(LeftAlone { uid, directory, error });
     }
     Ok(ledger)
+}
+
+/// Whether a container of the pod `uid` was ever started: one has ended, or the supervisor lives.
+fn has_started(layout: &Layout, uid: &str) -> bool {
+    let dirs = layout.pod(uid, "", "");
+    let supervisor = durable::read_json::<Identity>(&dirs.supervisor_file());
+    let lives = || supervisor.ok().flatten().is_some_and(|identity| identity.is_alive());
+    records::attempts(&dirs).iter().any(|attempt| attempt.exit_file().exists()) || lives()
 }
 
 /// Keeps the addresses of a pod that is left alone: it may be running.
@@ -140,14 +157,17 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
         read => read,
     };
     // Without the record, the newest that any attempt knows: a later sandbox must not be taken for an earlier one.
-    let known = || records::read_all(&host.dirs).into_iter().flatten().filter_map(|(_, recorded)| recorded);
+    let known = || records::read_all(&host.dirs).into_iter().filter_map(|(_, recorded)| recorded.ok().flatten());
     observed.generation = match &sandbox {
         Ok(Some(spec)) => spec.generation,
         _ => known().map(|recorded| recorded.launch.generation).max().unwrap_or(0),
     };
-    host.set_generation(observed.generation);
+    host.take_over(observed.generation);
     let lease: Option<Lease> = durable::read_json(&host.dirs.network_file()).unwrap_or_else(|error| {
-        warn!(pod = name, %error, "the address record is unreadable; a new address will be leased");
+        // It is not synced, so an incomplete one is what a power failure leaves.
+        if !error.is_incomplete() {
+            warn!(pod = name, %error, "the address record is unreadable; a new address will be leased");
+        }
         None
     });
     if let Some(lease) = lease {
@@ -228,10 +248,15 @@ pub(super) fn attempts(
     name: &str,
     falls_back_to_logs: &dyn Fn(&str) -> bool,
 ) {
-    for found in records::read_all(dirs) {
-        let (directory, recorded) = match found {
-            Ok((directory, Some(recorded))) => (directory, recorded),
-            Ok((directory, None)) => {
+    for (directory, read) in records::read_all(dirs) {
+        let recorded = match read {
+            Ok(Some(recorded)) => recorded,
+            Ok(None) => {
+                remove_half_made(&directory.dir, name);
+                continue;
+            }
+            // The power failed before it was durable, and so before anything was started from it.
+            Err(error) if error.is_incomplete() && snapshot.is_none() => {
                 remove_half_made(&directory.dir, name);
                 continue;
             }

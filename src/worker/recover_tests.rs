@@ -94,9 +94,9 @@ fn a_ledger_entry_that_cannot_be_used_harms_no_other() {
     place.record("u3", pod("other", "c"), record::VERSION);
     fs::create_dir_all(place.layout.pods().join("u4")).unwrap();
     fs::create_dir_all(place.layout.pods().join("u5")).unwrap();
-    fs::write(place.layout.pods().join("u5/pod.json"), "{\"version\": 1, \"pod\"").unwrap();
+    fs::write(place.layout.pods().join("u5/pod.json"), "{\"version\": 1, \"pod\": 5}").unwrap();
 
-    let ledger = recover::ledger(&place.layout.pods()).unwrap();
+    let ledger = recover::ledger(&place.layout).unwrap();
     assert_eq!(ledger.records.iter().map(PodRecord::uid).collect::<Vec<_>>(), ["u1"]);
     assert_eq!(ledger.half_made, [place.layout.pods().join("u4")]);
     let mut alone = ledger.left_alone;
@@ -108,10 +108,39 @@ fn a_ledger_entry_that_cannot_be_used_harms_no_other() {
 }
 
 #[test]
+fn a_record_that_a_power_failure_cut_short_is_of_a_pod_that_never_ran() {
+    let place = place();
+    let directory = |uid: &str| {
+        let directory = place.layout.pods().join(uid);
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("pod.json"), "{\"version\": 1, \"pod\"").unwrap();
+        directory
+    };
+    let (never_ran, ran) = (directory("u1"), directory("u2"));
+    fs::create_dir_all(never_ran.join("containers/app/0")).unwrap();
+    fs::create_dir_all(ran.join("containers/app/0")).unwrap();
+    fs::write(ran.join("containers/app/0/exit.json"), "{}").unwrap();
+    let ledger = recover::ledger(&place.layout).unwrap();
+    assert_eq!(ledger.half_made, [never_ran]);
+    assert_eq!(ledger.left_alone.iter().map(|pod| pod.uid.as_str()).collect::<Vec<_>>(), ["u2"]);
+}
+
+#[test]
+fn a_launch_that_a_power_failure_cut_short_was_never_started() {
+    let place = place();
+    place.attempt("app", 0, 1, Some(3));
+    place.attempt("app", 1, 1, None);
+    let launch = place.dirs.attempt("app", 1).launch_file();
+    fs::write(&launch, "").unwrap();
+    assert_eq!(place.found(1, None).containers["app"].len(), 1);
+    assert!(!launch.exists());
+}
+
+#[test]
 fn a_ledger_that_cannot_be_listed_is_not_an_empty_one() {
     let place = place();
     fs::remove_dir_all(place.layout.pods()).unwrap();
-    assert!(recover::ledger(&place.layout.pods()).is_err());
+    assert!(recover::ledger(&place.layout).is_err());
 }
 
 #[test]

@@ -44,6 +44,9 @@ use crate::{
 /// How long after the last change of the pods the memory that it took is given back.
 const SETTLED: Duration = Duration::from_secs(5);
 
+/// How long the lock of an agent that was killed may be held by a child of it that had not come to its program yet.
+const INHERITED: Duration = Duration::from_secs(5);
+
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -121,13 +124,20 @@ fn lock(directory: &Path) -> Result<File, StartError> {
         .truncate(false)
         .open(&path)
         .map_err(failed("open the lock of"))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            let pid = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
-            return Err(StartError::Locked { path: directory.to_owned(), pid });
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(fs::TryLockError::WouldBlock) => {
+                let pid: Option<u32> = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+                let gone = pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
+                if !gone || begun.elapsed() > INHERITED {
+                    return Err(StartError::Locked { path: directory.to_owned(), pid });
+                }
+                std::thread::sleep(INHERITED / 500);
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(failed("lock")(error)),
         }
-        Err(fs::TryLockError::Error(error)) => return Err(failed("lock")(error)),
     }
     // For people and the message above; the lock itself is what counts.
     let noted = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
@@ -155,8 +165,11 @@ impl Agent {
         let mut manager = Manager::new(hosts, Arc::new(view), entries.clone());
 
         let pods = shared.config.layout.pods();
-        let ledger =
-            recover::ledger(&pods).map_err(|source| StartError::Directory { step: "list", path: pods, source })?;
+        let ledger = recover::ledger(&shared.config.layout).map_err(|source| StartError::Directory {
+            step: "list",
+            path: pods,
+            source,
+        })?;
         let mut unreadable = Vec::new();
         for pod in &ledger.left_alone {
             let message = Chain(&pod.error).to_string();

@@ -1,7 +1,7 @@
 //! Scripted hands for tests, and a clock that is tokio's: with paused time a day passes in a moment.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -11,7 +11,7 @@ use k8s_openapi::{
     jiff::{SignedDuration, Timestamp},
 };
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 
@@ -81,6 +81,7 @@ pub struct FakeHost {
     generation: Mutex<u32>,
     /// Content that each volume should have.
     pub contents: Mutex<BTreeMap<String, u64>>,
+    released: watch::Sender<BTreeSet<(String, u32)>>,
 }
 
 impl FakeHost {
@@ -94,6 +95,7 @@ impl FakeHost {
             ended: Mutex::default(),
             generation: Mutex::default(),
             contents: Mutex::default(),
+            released: watch::Sender::default(),
         }
     }
 
@@ -133,8 +135,16 @@ impl FakeHost {
                 Outcome::Sandbox { pid: 7, generation: *generation }
             }
             Action::StartContainer { container, attempt } => {
+                let mut released = self.released.subscribe();
+                let let_go = |released: &BTreeSet<(String, u32)>| released.contains(&(container.clone(), attempt));
+                // The sender is a part of this.
+                let _ = released.wait_for(let_go).await;
                 let generation = *self.generation.lock().unwrap();
                 Outcome::Attempt(running(&container, attempt, generation, self.clock.now()))
+            }
+            Action::ReleaseContainer { container, attempt, .. } => {
+                self.released.send_if_modified(|released| released.insert((container, attempt)));
+                Outcome::Done
             }
             Action::StopContainer { container, attempt } | Action::KillContainer { container, attempt } => {
                 if !self.deaf {
@@ -223,6 +233,10 @@ pub fn pod(uid: &str, name: &str) -> Pod {
 
 pub fn node() -> Arc<NodeView> {
     Arc::new(NodeView { host_ips: vec!["192.0.2.1".parse().unwrap()], crash_loop: CRASH_LOOP })
+}
+
+pub fn release(attempt: u32) -> Action {
+    Action::ReleaseContainer { container: "app".to_owned(), attempt, generation: 1 }
 }
 
 pub fn start(attempt: u32) -> Action {

@@ -96,8 +96,8 @@ pub(super) fn attempts(
     falls_back_to_logs: &dyn Fn(&str) -> bool,
 ) -> Vec<(String, Attempt)> {
     let mut found = Vec::new();
-    for (directory, read) in records::read_all(dirs).into_iter().flatten() {
-        let Some(read) = read.filter(|read| read.launch.generation == generation) else { continue };
+    for (directory, read) in records::read_all(dirs) {
+        let Some(read) = read.ok().flatten().filter(|read| read.launch.generation == generation) else { continue };
         if recorded && read.exit.is_none() {
             continue;
         }

@@ -191,6 +191,7 @@ impl World {
             target: None,
             own_pid_ns: self.own_pid_ns.as_fd(),
             received: Instant::now(),
+            gate: None,
             user: None,
         }
     }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 use super::{Material, manifest, manifest_with_volumes, now, objects, text};
 use crate::{Agent, Place};
@@ -16,6 +17,17 @@ use crate::{Agent, Place};
 pub struct Bench<'a> {
     agent: Agent<'a>,
     place: &'a Place,
+}
+
+/// One pod up and down.
+#[derive(Debug)]
+pub struct Once {
+    /// Nanoseconds to the container's first instruction.
+    pub start: i64,
+    /// Nanoseconds to the pod's directory being gone.
+    pub stop: i64,
+    /// Stages with the microseconds at which they ended.
+    pub stages: Vec<(String, f64)>,
 }
 
 /// PSS in bytes.
@@ -49,17 +61,17 @@ impl<'a> Bench<'a> {
     }
 
     /// One pod up and down: nanoseconds from the rename to the container's first instruction, and from the manifest's
-    /// removal to the pod's directory being gone.
-    pub fn once(&self, name: &str) -> Result<(i64, i64)> {
+    /// removal to the pod's directory being gone; and what the agent says of the stages in between.
+    pub fn once(&self, name: &str) -> Result<Once> {
         self.once_of(name, &manifest(name))
     }
 
     /// The same for a pod with 20 volumes; its objects are there.
-    pub fn once_with_volumes(&self, name: &str) -> Result<(i64, i64)> {
+    pub fn once_with_volumes(&self, name: &str) -> Result<Once> {
         self.once_of(name, &manifest_with_volumes(name, 20))
     }
 
-    fn once_of(&self, name: &str, manifest: &str) -> Result<(i64, i64)> {
+    fn once_of(&self, name: &str, manifest: &str) -> Result<Once> {
         let (hidden, visible) = self.paths(name);
         fs::write(&hidden, manifest)?;
         let begun = now();
@@ -67,10 +79,11 @@ impl<'a> Bench<'a> {
         let started = self.stamps(name, 1, Duration::from_secs(20))?[0];
         // The pod settles: its status is out and the last records are written before it is taken away again.
         std::thread::sleep(Duration::from_millis(50));
+        let stages = self.stages(name)?;
         let ending = now();
         fs::remove_file(&visible)?;
         self.empty(Duration::from_secs(20))?;
-        Ok((started - begun, now() - ending))
+        Ok(Once { start: started - begun, stop: now() - ending, stages })
     }
 
     fn paths(&self, name: &str) -> (PathBuf, PathBuf) {
@@ -185,10 +198,13 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Stages of the newest start of a pod, as `berth inspect` tells them.
-    pub fn stages(&self, name: &str) -> Result<String> {
+    /// Stages of the newest start of a pod: each with the microseconds from the pod being seen to its end.
+    pub fn stages(&self, name: &str) -> Result<Vec<(String, f64)>> {
         let pod = self.agent.pod(name).context("the pod")?;
-        Ok(self.agent.ok(&["inspect", pod["metadata"]["name"].as_str().unwrap_or_default()]))
+        let text = self.agent.ok(&["inspect", "-o", "json", pod["metadata"]["name"].as_str().unwrap_or_default()]);
+        let view: Value = serde_json::from_str(&text).context("the answer of inspect")?;
+        let stages = view["stages"].as_array().context("stages")?.iter();
+        Ok(stages.map(|stage| (text_of(&stage["name"]), stage["at"].as_f64().unwrap_or_default())).collect())
     }
 
     fn supervisors(&self) -> Vec<i32> {
@@ -229,6 +245,10 @@ impl<'a> Bench<'a> {
             supervisor_wakeups: after.2 - before.2,
         })
     }
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 /// Proportional set size, bytes.

@@ -1,6 +1,6 @@
 //! `bench`: berth beside the kernel's floor, `runc run` and `podman kube play`, in one run.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use berth_integration::{
@@ -72,9 +72,14 @@ fn main() -> Result<()> {
 
     // The contenders take turns, so that what else the machine does falls on all of them.
     let (mut ours, mut floor, mut theirs) = (Samples::default(), Samples::default(), Samples::default());
+    let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     bench.once("warm")?;
     for round in 0..options.rounds {
-        ours.add(bench.once(&format!("one{round}"))?);
+        let once = bench.once(&format!("one{round}"))?;
+        ours.add((once.start, once.stop));
+        for (stage, at) in once.stages {
+            stages.entry(stage).or_default().push(at / 1e3);
+        }
         let (start, stop) = peers::floor(&place, &options.floor, &material, 1)?;
         floor.add((start[0], stop[0]));
         theirs.add(runc.once(&place, &format!("bench-{}-{round}", std::process::id()))?);
@@ -128,7 +133,6 @@ fn main() -> Result<()> {
     std::thread::sleep(Duration::from_secs(15));
     let memory = bench.memory()?;
     let idle = bench.idle(Duration::from_secs(options.idle))?;
-    println!("{}", bench.stages("many0")?);
     let removal = bench.clear()?;
     println!("{} pods removed in {:.1} ms", options.density, removal as f64 / 1e6);
     let mut series = vec![Series::new("berth", milliseconds(&[many]))];
@@ -174,18 +178,15 @@ fn main() -> Result<()> {
 
     // Volumes: what twenty of them add to a start, and how long a change takes to be everywhere.
     bench.put_objects("0");
-    let (mut with_volumes, mut without) = (Samples::default(), Samples::default());
+    let (mut with_volumes, mut without) = (Vec::new(), Vec::new());
     for round in 0..options.rounds {
-        with_volumes.add(bench.once_with_volumes(&format!("volumes{round}"))?);
-        without.add(bench.once(&format!("plain{round}"))?);
+        with_volumes.push(bench.once_with_volumes(&format!("volumes{round}"))?.start);
+        without.push(bench.once(&format!("plain{round}"))?.start);
     }
     benchmarks.push(Benchmark {
         name: "start-with-volumes",
         unit: "ms",
-        series: vec![
-            Series::new("berth", milliseconds(&with_volumes.start)),
-            Series::new("without", milliseconds(&without.start)),
-        ],
+        series: vec![Series::new("berth", milliseconds(&with_volumes)), Series::new("without", milliseconds(&without))],
         goals: vec![Goal::TimesOf(1.5, "without")],
     });
     bench.many_with_config("config", options.density)?;
@@ -201,11 +202,23 @@ fn main() -> Result<()> {
         goals: vec![Goal::AtMost(1000.0)],
     });
 
+    print_stages(stages);
     for benchmark in &benchmarks {
         benchmark.print();
         benchmark.write(&options.output)?;
     }
     Ok(())
+}
+
+/// Where the time of a start goes: the median moment at which each stage ends.
+fn print_stages(stages: BTreeMap<String, Vec<f64>>) {
+    let mut medians: Vec<(f64, String)> =
+        stages.into_iter().map(|(name, at)| (Series::new("", at).quantile(0.5), name)).collect();
+    medians.sort_by(|a, b| a.0.total_cmp(&b.0));
+    println!("stages of one start (ms after the pod was seen, p50)");
+    for (at, name) in medians {
+        println!("  {at:>8.2}  {name}");
+    }
 }
 
 #[derive(Default)]

@@ -19,7 +19,7 @@ use tokio::{
 pub use error::ClientError;
 use link::Link;
 
-use super::spawn::{self, Identity, SealedBinary, Started};
+use super::spawn::{self, Identity, SealedBinary, SpawnError, Started};
 use crate::{
     store::{durable, layout::PodDirs},
     supervisor::{
@@ -120,7 +120,9 @@ impl Supervisor {
         let (binary, directories, spec) = (binary.clone(), directories.clone(), spec.clone());
         let started = blocking(move || spawn::start(&binary, &directories, &spec).map_err(ClientError::Spawn)).await?;
         // Killed if it is dropped: on every failure from here on, and when the caller stops waiting.
-        let Started { process, failure, connection } = started;
+        let Started { process, failure, connection, record } = started;
+        let synced =
+            task::spawn(blocking(move || record.sync().map_err(|error| ClientError::Spawn(SpawnError::Record(error)))));
         let pidfd = process.descriptor().and_then(link::register).map_err(ClientError::Watch)?;
         let socket = link::register(connection).map_err(ClientError::Watch)?;
         let greeting = tokio::select! {
@@ -128,7 +130,8 @@ impl Supervisor {
             greeting = link::greet(&socket, SANDBOX) => greeting,
             _ = pidfd.readable() => Err(ClientError::Gone),
         };
-        match greeting {
+        let synced = synced.await.unwrap_or(Err(ClientError::Gone));
+        match greeting.and_then(|greeting| synced.map(|()| greeting)) {
             Ok((snapshot, netlink)) => {
                 process.adopt();
                 Ok(connected(socket, pidfd, snapshot, netlink))
@@ -208,20 +211,33 @@ impl Supervisor {
         }
     }
 
-    /// Starts the attempt in `directory` (with its `launch.json`) and waits for its program to run. May be repeated:
-    /// a running attempt is reported, one that is being started is joined.
+    /// Starts the attempt in `directory` (with its `launch.json`) and waits for its program to run, which with `hold` it
+    /// does after [`Supervisor::release`] only. May be repeated: a running attempt is reported, one that is being started
+    /// is joined.
     ///
     /// # Errors
     /// Inside: why it could not be started; its exit record is on disk. Outside: [`ClientError::AlreadyEnded`],
     /// [`ClientError::Refused`], [`ClientError::Deadline`], [`ClientError::Gone`].
-    pub async fn start(&self, directory: &Path) -> Result<Result<RunningContainer, StartError>, ClientError> {
-        let reply = self.link.call("start", Call::Start { dir: directory.to_owned() }, &[], START).await?;
+    pub async fn start(
+        &self,
+        directory: &Path,
+        hold: bool,
+    ) -> Result<Result<RunningContainer, StartError>, ClientError> {
+        let reply = self.link.call("start", Call::Start { dir: directory.to_owned(), hold }, &[], START).await?;
         match reply.answer {
             Answer::Started(running) => Ok(Ok(running)),
             Answer::StartFailed(error) => Ok(Err(error)),
             Answer::Ended => Err(ClientError::AlreadyEnded),
             _ => Err(ClientError::Nonsense { call: "start" }),
         }
+    }
+
+    /// Lets the program of a held attempt run. May be repeated, and come before the start.
+    ///
+    /// # Errors
+    /// [`ClientError::Deadline`], [`ClientError::Gone`].
+    pub async fn release(&self, directory: &Path) -> Result<(), ClientError> {
+        self.done("release", Call::Release { dir: directory.to_owned() }, &[], CALL).await
     }
 
     /// Signals a container's first process. One that has ended is no error.

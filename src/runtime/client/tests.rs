@@ -111,7 +111,7 @@ async fn replies_find_their_callers_in_any_order_and_events_pass() {
         let requests = [receive(socket), receive(socket)];
         send(socket, &Message::Exited { container: "old".into(), attempt: 3 });
         for Request { id, call } in requests.into_iter().rev() {
-            let Call::Start { dir } = call else { panic!("{call:?}") };
+            let Call::Start { dir, .. } = call else { panic!("{call:?}") };
             let answer = Answer::Started(running(dir.to_str().unwrap()));
             send(socket, &Message::Reply { id, answer });
         }
@@ -120,7 +120,8 @@ async fn replies_find_their_callers_in_any_order_and_events_pass() {
     let mut connected = Supervisor::reconnect(&fake.directories).await.unwrap();
     assert_eq!(connected.supervisor.pid(), fake.pid());
     let (one, two) = (PathBuf::from("/one"), PathBuf::from("/two"));
-    let (first, second) = tokio::join!(connected.supervisor.start(&one), connected.supervisor.start(&two));
+    let (first, second) =
+        tokio::join!(connected.supervisor.start(&one, false), connected.supervisor.start(&two, false));
     assert_eq!((first.unwrap().unwrap(), second.unwrap().unwrap()), (running("/one"), running("/two")));
     assert_eq!(connected.events.recv().await, Some(Event::Exited { container: "old".into(), attempt: 3 }));
 }

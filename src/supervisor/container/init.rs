@@ -19,21 +19,22 @@ use super::{
 use crate::{
     supervisor::spec::LaunchSpec,
     sys::{
+        exec,
         mount::{self, attribute},
         session::{self, namespace},
     },
 };
 
 /// Runs in the child, which has its own mount namespace and is where it belongs among PID namespaces and in the
-/// unified cgroup hierarchy. `console` is where the master of a terminal goes.
+/// unified cgroup hierarchy. `console` is where the master of a terminal goes, `gate` what the program waits for.
 pub(super) fn run(
     spec: &LaunchSpec,
     stdio: ChildStdio,
-    console: Option<OwnedFd>,
+    (console, gate): (Option<OwnedFd>, Option<BorrowedFd<'_>>),
     reporter: &mut Reporter,
 ) -> Result<Infallible, Failure> {
     reporter.stage("clone");
-    let keep: Vec<BorrowedFd<'_>> = console.iter().map(AsFd::as_fd).collect();
+    let keep: Vec<BorrowedFd<'_>> = console.iter().map(AsFd::as_fd).chain(gate).collect();
     finish::begin(spec, stdio, &keep, reporter)?;
 
     // The cgroups just joined become the roots of the container's view.
@@ -93,6 +94,11 @@ pub(super) fn run(
     let identity = user::identify(&spec.user, &files)?;
     let command = Command::new(&spec.args, &spec.env, &identity.home)?;
     reporter.stage("user");
+
+    // All that does not depend on the network, or on records being durable, is done.
+    if let Some(gate) = gate {
+        exec::wait_for_byte(gate).step(|| "wait for the word to go")?;
+    }
 
     let program = Program { spec, command, identity, directory: (directory, &spec.cwd), has_own_terminal };
     finish::execute(&program, reporter)

@@ -70,6 +70,8 @@ pub struct LaunchContext<'a> {
     pub own_pid_ns: BorrowedFd<'a>,
     /// When the request arrived: stages are counted from here.
     pub received: Instant,
+    /// The program is executed when a byte can be read here, and not at all when it is closed without one.
+    pub gate: Option<BorrowedFd<'a>>,
     /// For [`exec`]: uid, gid and groups that the container was started with ([`StatusOutcome::Started`]). Without
     /// them names are looked up again, in files that the container may have changed meanwhile.
     pub user: Option<&'a (u32, u32, Vec<u32>)>,

@@ -42,7 +42,9 @@ pub fn spawn(spec: &LaunchSpec, stdio: ChildStdio, context: &LaunchContext<'_>) 
         PidMode::Target(container) => (flags::NEWNS, Some((context.target, container.as_str()))),
     };
     let place = Place { namespaces, cgroup: spec.cgroup.unified.as_ref(), joined };
-    clone_into(&place, stdio, context, |stdio, console, reporter| init::run(spec, stdio, console, reporter))
+    clone_into(&place, stdio, context, |stdio, console, reporter| {
+        init::run(spec, stdio, (console, context.gate), reporter)
+    })
 }
 
 /// Starts a further process in the container whose first process `init` is. `launch` is what that was started with:

@@ -26,7 +26,7 @@ impl Server {
         self.attempts.values().find(|attempt| attempt.container == container)
     }
 
-    pub(super) fn start(&mut self, from: (u64, u64), directory: PathBuf) {
+    pub(super) fn start(&mut self, from: (u64, u64), directory: PathBuf, hold: bool) {
         let received = Instant::now();
         if let Some(attempt) = self.attempts.values_mut().find(|attempt| attempt.directory == directory) {
             if !attempt.has_run() {
@@ -35,13 +35,28 @@ impl Server {
             let answer = Answer::Started(attempt.describe());
             return self.reply(from, answer);
         }
-        if let Err(answer) = self.launch(from, directory, received) {
+        let hold = hold && !self.released.contains(&directory);
+        if let Err(answer) = self.launch(from, directory, (received, hold)) {
             self.reply(from, answer);
         }
     }
 
+    pub(super) fn release(&mut self, from: (u64, u64), directory: PathBuf) {
+        if let Some(attempt) = self.attempts.values_mut().find(|attempt| attempt.directory == directory) {
+            attempt.release();
+        } else if attempt::is_attempt_directory(&directory) && !attempt::has_ended(&directory) {
+            self.released.insert(directory);
+        }
+        self.reply(from, Answer::Ok);
+    }
+
     /// Starts an attempt that is not known yet; its answer comes later unless it is returned as an error.
-    pub(super) fn launch(&mut self, from: (u64, u64), directory: PathBuf, received: Instant) -> Result<(), Answer> {
+    pub(super) fn launch(
+        &mut self,
+        from: (u64, u64),
+        directory: PathBuf,
+        (received, hold): (Instant, bool),
+    ) -> Result<(), Answer> {
         let refuse = |message: String| Answer::Error { message };
         if !attempt::is_attempt_directory(&directory) {
             return Err(refuse(format!("{}: no such directory", directory.display())));
@@ -56,9 +71,10 @@ impl Server {
         if let Some(other) = self.running(&launch.container) {
             return Err(refuse(format!("attempt {} of {} has not ended", other.attempt, launch.container)));
         }
+        self.released.remove(&directory);
         let id = launch.id.clone();
         let launched =
-            self.context(&launch, received).and_then(|context| Attempt::launch(&directory, launch, &context));
+            self.context(&launch, received).and_then(|context| Attempt::launch(&directory, launch, &context, hold));
         match launched {
             Ok(mut attempt) => {
                 attempt.waiting.push(from);
@@ -93,6 +109,7 @@ impl Server {
             target: None,
             own_pid_ns: self.pid_namespace.as_fd(),
             received,
+            gate: None,
             user: None,
         }
     }

@@ -6,10 +6,11 @@ mod attempts;
 mod execs;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -47,6 +48,8 @@ pub struct Server {
     start_time: u64,
     connections: BTreeMap<u64, Connection>,
     attempts: BTreeMap<u64, Attempt>,
+    /// Directories of attempts that are not to be held when they are started.
+    released: BTreeSet<PathBuf>,
     execs: BTreeMap<u64, Exec>,
     attachments: BTreeMap<u64, Attachment>,
     next: u64,
@@ -76,6 +79,7 @@ impl Server {
             start_time: process::start_time(pid)?,
             connections: BTreeMap::new(),
             attempts: BTreeMap::new(),
+            released: BTreeSet::new(),
             execs: BTreeMap::new(),
             attachments: BTreeMap::new(),
             next: 1,
@@ -218,7 +222,8 @@ impl Server {
         let from = (connection, request.id);
         match request.call {
             Call::Hello { version } => self.hello(from, version),
-            Call::Start { dir } => self.start(from, dir),
+            Call::Start { dir, hold } => self.start(from, dir, hold),
+            Call::Release { dir } => self.release(from, dir),
             Call::Signal { container, signal } => {
                 let result = self.running(&container).map_or(Ok(()), |attempt| attempt.signal(signal));
                 self.reply(from, of_result(result));
