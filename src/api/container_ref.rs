@@ -62,6 +62,11 @@ impl<'a> ContainerRef<'a> {
         field!(self.image).as_deref().unwrap_or_default()
     }
 
+    /// When the image is pulled; `None` when not set.
+    pub fn image_pull_policy(self) -> Option<&'a str> {
+        field!(self.image_pull_policy).as_deref()
+    }
+
     /// Replaces the image's entry point; empty when not set.
     pub fn command(self) -> &'a [String] {
         field!(self.command).as_deref().unwrap_or_default()

@@ -20,4 +20,5 @@ pub mod static_object;
 pub mod static_pod;
 pub mod sysctl;
 pub mod unsupported;
+pub mod update;
 pub mod validation;

@@ -22,6 +22,7 @@ mod apply;
 pub mod devices;
 mod error;
 mod files;
+mod in_force;
 mod kill;
 pub mod limits;
 mod mounts;
@@ -45,6 +46,7 @@ use std::{
 
 pub use self::{
     error::CgroupError,
+    in_force::{InForce, Share},
     limits::{CpuLimits, CpuSet, DeviceAccess, HugePageLimit, LeafLimits, PodLimits},
     usage::Usage,
 };

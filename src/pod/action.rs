@@ -1,10 +1,17 @@
 //! The verbs a plan is made of. Every one may be repeated: done twice it is Ok and changes nothing.
 
+use std::collections::BTreeMap;
+
+use super::restart::RestartReason;
+
 /// One thing to do now. All actions of a plan may run at once.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
     /// Make the pod's directories.
     EnsureDirs,
+    /// Make a changed pod durable in the ledger. Begun by the actor, which knows of the change; nothing is done by the
+    /// new pod before.
+    RecordPod,
     /// Hold addresses, record them, and write the files under `etc`.
     LeaseAddresses,
     /// Set up one volume.
@@ -31,6 +38,16 @@ pub enum Action {
         /// Generation of the sandbox it will run in.
         generation: u32,
     },
+    /// Note durably that a running attempt is stopped in order to be followed by another, whatever the restart policy
+    /// says of its end.
+    MarkRestart {
+        /// Container.
+        container: String,
+        /// Attempt.
+        attempt: u32,
+        /// Why.
+        why: RestartReason,
+    },
     /// Set an attempt up in the sandbox, and run its program once it is released.
     StartContainer {
         /// Container.
@@ -46,6 +63,11 @@ pub enum Action {
         attempt: u32,
         /// Generation of the sandbox it is in.
         generation: u32,
+    },
+    /// Bring the pod's cgroup, and those of running containers, to what the pod is allocated.
+    ResizePod {
+        /// The containers and their attempts.
+        containers: BTreeMap<String, u32>,
     },
     /// Send the stop signal.
     StopContainer {
@@ -88,6 +110,9 @@ impl Action {
         matches!(
             self,
             Action::EnsureDirs
+                | Action::RecordPod
+                | Action::MarkRestart { .. }
+                | Action::ResizePod { .. }
                 | Action::LeaseAddresses
                 | Action::MountVolume(_)
                 | Action::RefreshVolume(_)
@@ -109,6 +134,7 @@ impl Action {
         match self {
             Action::ResolveImage { container, .. }
             | Action::PrepareContainer { container, .. }
+            | Action::MarkRestart { container, .. }
             | Action::StartContainer { container, .. }
             | Action::ReleaseContainer { container, .. }
             | Action::StopContainer { container, .. }
@@ -116,6 +142,15 @@ impl Action {
             | Action::RemoveAttempt { container, .. } => Some(container),
             _ => None,
         }
+    }
+
+    /// Whether it is a step towards a running attempt of this container.
+    pub fn builds_attempt_of(&self, container: &str) -> bool {
+        let steps = matches!(
+            self,
+            Action::ResolveImage { .. } | Action::PrepareContainer { .. } | Action::StartContainer { .. }
+        );
+        steps && self.container() == Some(container)
     }
 
     /// Whether a failure of it is about the same thing as a failure of `other` (attempts aside).

@@ -6,10 +6,12 @@ use k8s_openapi::{
 };
 
 use super::{
+    action::Action,
     backoff::BackoffPolicy,
     memory::{Memory, seconds},
     observed::{Attempt, AttemptState, Ended, ObservedPod},
 };
+use crate::api::resources::is_sidecar;
 
 /// `spec.restartPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +145,10 @@ pub fn next_steps<'a>(
     for container in containers(pod) {
         let next = match observed.latest(&container.name) {
             Some(Attempt { state: AttemptState::Running { .. }, .. }) => Next::Keep,
+            // Stopped for a change of the pod: neither the policy nor the delay after a crash is about that.
+            Some(attempt) if !blocked && observed.restarting(&container.name, attempt.number) => {
+                Next::Start(attempt.number + 1)
+            }
             Some(Attempt { state: AttemptState::Ended(ended), .. }) if !policy.restarts(ended) => Next::Done,
             _ if blocked => Next::Wait,
             None => Next::Start(0),
@@ -153,6 +159,17 @@ pub fn next_steps<'a>(
         steps.push((container, next));
     }
     steps
+}
+
+/// The containers whose resources may change: main ones and sidecars.
+pub(super) fn resizable(pod: &Pod) -> impl Iterator<Item = &Container> {
+    init_containers(pod).iter().filter(|container| is_sidecar(container)).chain(containers(pod))
+}
+
+/// Whether a running container follows a change of its definition: one that does its work once keeps what it began
+/// with (upstream restarts main containers and sidecars).
+pub(super) fn restarts_when_changed(pod: &Pod, container: &Container) -> bool {
+    resizable(pod).any(|found| found.name == container.name)
 }
 
 /// Whether an init container has done its work for the sandbox `generation`.
@@ -170,6 +187,11 @@ fn after_crash(
     crash_loop: &BackoffPolicy,
     now: Timestamp,
 ) -> Next {
+    // What has been begun counts against the next delay, not its own.
+    let begun = Action::StartContainer { container: container.to_owned(), attempt: number + 1 };
+    if memory.in_flight.contains(&begun) {
+        return Next::Start(number + 1);
+    }
     let until = memory
         .crash_loop
         .get(container)
@@ -200,11 +222,13 @@ pub fn phase(pod: &Pod, observed: &ObservedPod, memory: &Memory, now: Timestamp)
     let mut waiting = false;
     let mut failed = false;
     for container in containers(pod) {
-        match observed.latest(&container.name).map(|attempt| &attempt.state) {
+        let latest = observed.latest(&container.name);
+        match latest.map(|attempt| &attempt.state) {
             None => waiting = true,
             Some(AttemptState::Running { .. }) => running = true,
             Some(AttemptState::Ended(ended)) => {
-                running |= policy.restarts(ended) && memory.termination.is_none();
+                let again = latest.is_some_and(|attempt| observed.restarting(&container.name, attempt.number));
+                running |= (again || policy.restarts(ended)) && memory.termination.is_none();
                 failed |= ended.exit_code != 0;
             }
         }

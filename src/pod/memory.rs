@@ -11,6 +11,7 @@ use super::{
     action::Action,
     admission::Rejection,
     backoff::{Backoff, BackoffPolicy, RETRY},
+    resize::Pending,
 };
 
 /// Reasons of failures that an object may mend: a volume's or a variable's source, a pull secret, a runtime class.
@@ -38,6 +39,8 @@ pub struct Memory {
     pub killed: BTreeMap<String, (u32, Timestamp)>,
     /// Crash-loop delays by container.
     pub crash_loop: BTreeMap<String, Backoff>,
+    /// A change of resources that has no room.
+    pub resize: Option<Pending>,
     /// The status last published; keeps transition times.
     pub status: PodStatus,
 }

@@ -7,6 +7,8 @@
 pub mod action;
 pub mod admission;
 pub mod backoff;
+#[cfg(test)]
+mod change_tests;
 pub mod desired;
 pub mod desired_objects;
 pub mod lifecycle;
@@ -16,6 +18,8 @@ pub mod outcome;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
+pub mod resize;
+pub mod restart;
 pub mod status;
 
 pub use action::Action;

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use k8s_openapi::{api::core::v1::Container, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Container, ResourceRequirements},
+    jiff::Timestamp,
+};
+
+use super::resize::Allocation;
 
 /// Everything observed of one pod.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,6 +27,12 @@ pub struct ObservedPod {
     pub prepared: BTreeMap<String, Prepared>,
     /// Per container: the attempt whose program was released last.
     pub released: BTreeMap<String, Prepared>,
+    /// Per container: what its newest attempt was prepared with.
+    pub launched: BTreeMap<String, Launched>,
+    /// Per container: the attempt that was, or is being, stopped in order to be followed by another.
+    pub restarts: BTreeMap<String, u32>,
+    /// What the pod's own cgroup was sized for last; `None` when that is not known to differ from what is wanted.
+    pub sized: Option<Allocation>,
     /// Its supervisor.
     pub sandbox: Sandbox,
     /// Generation of the newest sandbox, from 1; 0 before the first.
@@ -174,6 +185,17 @@ pub struct Prepared {
     pub attempt: u32,
     /// Generation of the sandbox it was prepared for.
     pub generation: u32,
+}
+
+/// What an attempt was prepared with, as far as it may change while it runs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Launched {
+    /// Attempt.
+    pub attempt: u32,
+    /// Image as the pod named it.
+    pub image: String,
+    /// Requests and limits in force: those it was prepared with, or resized to since.
+    pub resources: ResourceRequirements,
 }
 
 /// One attempt at a container.

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use super::{
     action::Action,
-    observed::{Attempt, AttemptState, Network, ObservedPod, Prepared, ResolvedImage, Sandbox, Written},
+    observed::{Attempt, AttemptState, Launched, Network, ObservedPod, Prepared, ResolvedImage, Sandbox, Written},
 };
 
 /// The observation an action that succeeded returns with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// What was asked for is so.
     Done,
@@ -18,6 +18,8 @@ pub enum Outcome {
     Volume(Written),
     /// The image is present under this id.
     Image(String),
+    /// The attempt is prepared, with this.
+    Prepared(Launched),
     /// The supervisor answers.
     Sandbox {
         /// Process id on the host.
@@ -63,8 +65,14 @@ impl ObservedPod {
                 self.sandbox = Sandbox::Running { pid };
                 self.generation = generation;
             }
-            (Action::PrepareContainer { container, attempt, generation }, _) => {
+            (Action::PrepareContainer { container, attempt, generation }, outcome) => {
                 self.prepared.insert(container.clone(), Prepared { attempt: *attempt, generation: *generation });
+                if let Outcome::Prepared(launched) = outcome {
+                    self.launched.insert(container.clone(), launched);
+                }
+            }
+            (Action::MarkRestart { container, attempt, .. }, _) => {
+                self.restarts.insert(container.clone(), *attempt);
             }
             (Action::ReleaseContainer { container, attempt, generation }, _) => {
                 self.released.insert(container.clone(), Prepared { attempt: *attempt, generation: *generation });

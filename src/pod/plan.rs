@@ -1,9 +1,9 @@
 //! The decision: what is to be done for a pod now, what its status is, and when to look again.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
-    api::core::v1::{Pod, PodStatus},
+    api::core::v1::{Container, Pod, PodStatus},
     jiff::{SignedDuration, Timestamp},
 };
 
@@ -13,7 +13,8 @@ use super::{
     lifecycle::{self, Next},
     memory::{Memory, seconds},
     observed::{Network, ObservedPod, Prepared, Sandbox, Written},
-    status,
+    resize::{self, How},
+    restart, status,
 };
 
 /// Before a container that SIGKILL has not ended (its process waits in the kernel) is sent another.
@@ -121,11 +122,13 @@ impl Planner<'_> {
         let volumes = volumes.iter().all(|volume| self.observed.volumes.contains_key(&volume.name));
         // What the launch record says is known before the sandbox is there, so that the two are made side by side.
         let preparable = volumes && self.observed.network != Network::Absent;
+        self.resize();
         for (container, next) in steps {
             match next {
                 Next::Start(attempt) => self.start(&container.name, attempt, preparable, network),
                 Next::StartAt(_, at) => self.wake(at),
-                Next::Keep | Next::Done | Next::Wait => {}
+                Next::Keep => self.restart_if_changed(container),
+                Next::Done | Next::Wait => {}
             }
         }
         self.remove_old_attempts();
@@ -148,18 +151,70 @@ impl Planner<'_> {
         let name = container.to_owned();
         let generation = self.observed.next_generation();
         let prepared = Prepared { attempt, generation };
-        if self.observed.images.get(container).is_none_or(|image| image.attempt != attempt) {
+        let start = Action::StartContainer { container: name.clone(), attempt };
+        // Nothing is prepared anew under what is being started.
+        let starting = self.memory.in_flight.contains(&start);
+        if !starting && self.observed.images.get(container).is_none_or(|image| image.attempt != attempt) {
             self.act(Action::ResolveImage { container: name, attempt });
-        } else if self.observed.prepared.get(container) != Some(&prepared) {
-            if preparable {
+        } else if !starting && self.observed.prepared.get(container) != Some(&prepared) {
+            if preparable && self.has_its_size() {
                 self.act(Action::PrepareContainer { container: name, attempt, generation });
             }
         } else if matches!(self.observed.sandbox, Sandbox::Running { .. }) {
-            self.act(Action::StartContainer { container: name.clone(), attempt });
+            self.act(start);
             if network && self.observed.released.get(container) != Some(&prepared) {
                 self.act(Action::ReleaseContainer { container: name, attempt, generation });
             }
         }
+    }
+
+    /// Stops a running container that its pod has outgrown; what ends this way is started again.
+    fn restart_if_changed(&mut self, container: &Container) {
+        let observed = self.observed;
+        let Some(launched) = observed.launched(&container.name) else { return };
+        let (name, attempt) = (container.name.clone(), launched.attempt);
+        if observed.restarting(&name, attempt) {
+            let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+            self.stop(&name, attempt, grace);
+        } else if lifecycle::restarts_when_changed(self.pod, container)
+            && let Some(why) = restart::needed(container, launched)
+        {
+            self.act(Action::MarkRestart { container: name, attempt, why });
+        }
+    }
+
+    /// Brings cgroups to a changed allocation, once the containers that have to start anew with theirs have ended.
+    fn resize(&mut self) {
+        if !matches!(self.observed.sandbox, Sandbox::Running { .. }) {
+            return; // it will be made with its new size
+        }
+        let mut containers = BTreeMap::new();
+        for container in lifecycle::resizable(self.pod) {
+            let Some(launched) = self.observed.launched(&container.name) else { continue };
+            if !self.observed.runs(&container.name, launched.attempt) {
+                continue;
+            }
+            let restarting = self.observed.restarting(&container.name, launched.attempt);
+            match resize::how(container, &launched.resources) {
+                None => {}
+                Some(How::Restart) => return,
+                Some(How::InPlace) if restarting => return,
+                Some(How::InPlace) => {
+                    containers.insert(container.name.clone(), launched.attempt);
+                }
+            }
+        }
+        let under_way = self.memory.in_flight.iter().any(|action| matches!(action, Action::ResizePod { .. }));
+        if !under_way && (!containers.is_empty() || !self.observed.is_sized(self.pod)) {
+            self.act(Action::ResizePod { containers });
+        }
+    }
+
+    /// Whether the pod's cgroup has room for what is started in it: it has been resized, or that has failed.
+    fn has_its_size(&self) -> bool {
+        !matches!(self.observed.sandbox, Sandbox::Running { .. })
+            || self.observed.is_sized(self.pod)
+            || self.memory.failure_of(&Action::ResizePod { containers: BTreeMap::new() }).is_some()
     }
 
     /// The latest attempt and the one before it stay (for `lastState` and the previous log).
@@ -246,21 +301,25 @@ impl Planner<'_> {
         let running: Vec<(String, u32)> =
             self.observed.running().map(|(name, attempt)| (name.to_owned(), attempt.number)).collect();
         for (container, attempt) in &running {
-            let stopped_at =
-                self.memory.stopping.get(container).filter(|(stopped, _)| stopped == attempt).map(|(_, at)| *at);
-            match stopped_at {
-                _ if grace <= 0 => self.kill(container, *attempt),
-                None => self.act(Action::StopContainer { container: container.clone(), attempt: *attempt }),
-                Some(at) => {
-                    let deadline = at.saturating_add(seconds(grace)).unwrap_or(Timestamp::MAX);
-                    if deadline <= self.now {
-                        self.kill(container, *attempt);
-                    } else {
-                        self.wake(deadline);
-                    }
+            self.stop(container, *attempt, grace);
+        }
+        !running.is_empty()
+    }
+
+    /// The stop signal, and SIGKILL when the grace period (seconds) is over.
+    fn stop(&mut self, container: &str, attempt: u32, grace: i64) {
+        let sent = self.memory.stopping.get(container).filter(|(stopped, _)| *stopped == attempt);
+        match sent.map(|(_, at)| *at) {
+            _ if grace <= 0 => self.kill(container, attempt),
+            None => self.act(Action::StopContainer { container: container.to_owned(), attempt }),
+            Some(at) => {
+                let deadline = at.saturating_add(seconds(grace)).unwrap_or(Timestamp::MAX);
+                if deadline <= self.now {
+                    self.kill(container, attempt);
+                } else {
+                    self.wake(deadline);
                 }
             }
         }
-        !running.is_empty()
     }
 }

@@ -1,11 +1,13 @@
 //! The status, upstream's `PodStatus`, from what was observed.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-        ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+        ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
     },
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::{api::resource::Quantity as ApiQuantity, apis::meta::v1::Time},
     jiff::Timestamp,
 };
 
@@ -15,6 +17,7 @@ use super::{
     memory::Memory,
     observed::{Attempt, AttemptState, Ended, Network, ObservedPod, Sandbox},
     plan::NodeView,
+    resize,
 };
 use crate::api::qos::qos_class;
 
@@ -93,6 +96,7 @@ impl View<'_> {
                 (AttemptState::Ended(ended), _) => (terminated(attempt, ended), previous),
             },
         };
+        let (resources, allocated_resources) = self.resources(container);
         let is_init = lifecycle::init_containers(self.pod).iter().any(|init| init.name == container.name);
         let initialized = lifecycle::initialized(latest, self.observed.generation);
         ContainerStatus {
@@ -103,6 +107,8 @@ impl View<'_> {
             ready: if is_init { initialized } else { self.observed.ready(container) },
             started: Some(self.observed.started(container)),
             restart_count: latest.map_or(0, |attempt| i32::try_from(attempt.number).unwrap_or(i32::MAX)),
+            resources,
+            allocated_resources,
             state: Some(state),
             last_state: last.map(|attempt| match &attempt.state {
                 AttemptState::Ended(ended) => terminated(attempt, ended),
@@ -110,6 +116,56 @@ impl View<'_> {
             }),
             ..ContainerStatus::default()
         }
+    }
+
+    /// What is in force, and what is allocated, for a container that may be resized. One that does not run will have what
+    /// it is allocated.
+    fn resources(
+        &self,
+        container: &Container,
+    ) -> (Option<ResourceRequirements>, Option<BTreeMap<String, ApiQuantity>>) {
+        if !lifecycle::restarts_when_changed(self.pod, container) {
+            return (None, None);
+        }
+        let allocated = container.resources.clone().unwrap_or_default();
+        let launched = self.observed.launched(&container.name);
+        let running = launched.filter(|launched| self.observed.runs(&container.name, launched.attempt));
+        let in_force = running.map_or_else(|| allocated.clone(), |launched| launched.resources.clone());
+        (Some(in_force), allocated.requests)
+    }
+
+    /// The conditions of a resize (KEP-1287): there while it waits, and while it is not in force.
+    fn resize_conditions(&self, now: Timestamp) -> Vec<PodCondition> {
+        let mut conditions = Vec::new();
+        if let Some(pending) = self.memory.resize.as_ref().filter(|_| !self.phase.is_terminal()) {
+            let reason = (pending.reason.as_str().to_owned(), pending.message.clone());
+            conditions.push(self.present("PodResizePending", reason, now));
+        }
+        if self.resize_in_progress() {
+            let failure = self.memory.failure_of(&Action::ResizePod { containers: BTreeMap::new() });
+            let reason = failure.map(|failure| ("Error".to_owned(), failure.message.clone()));
+            conditions.push(self.present("PodResizeInProgress", reason.unwrap_or_default(), now));
+        }
+        conditions
+    }
+
+    fn resize_in_progress(&self) -> bool {
+        let differs = |container: &Container| {
+            let launched = self.observed.launched(&container.name);
+            launched.is_some_and(|launched| {
+                self.observed.runs(&container.name, launched.attempt)
+                    && resize::how(container, &launched.resources).is_some()
+            })
+        };
+        matches!(self.observed.sandbox, Sandbox::Running { .. })
+            && self.memory.termination.is_none()
+            && (!self.observed.is_sized(self.pod) || lifecycle::resizable(self.pod).any(differs))
+    }
+
+    /// A condition that is only there while it holds.
+    fn present(&self, kind: &str, (reason, message): (String, String), now: Timestamp) -> PodCondition {
+        let text = |text: String| (!text.is_empty()).then_some(text);
+        PodCondition { reason: text(reason), message: text(message), ..self.condition(kind, Ok(()), now) }
     }
 
     fn failure(&self, container: &Container) -> Option<(String, String)> {
@@ -190,13 +246,15 @@ impl View<'_> {
                 Some(format!("containers with incomplete status: [{}]", incomplete.join(" "))),
             )),
         };
-        vec![
+        let mut conditions = self.resize_conditions(now);
+        conditions.extend([
             self.condition("PodReadyToStartContainers", sandbox_ready.then_some(()).ok_or((String::new(), None)), now),
             self.condition("Initialized", initialized, now),
             self.condition("Ready", ready.clone(), now),
             self.condition("ContainersReady", ready, now),
             self.condition("PodScheduled", Ok(()), now),
-        ]
+        ]);
+        conditions
     }
 
     fn condition(&self, kind: &str, holds: Result<(), (String, Option<String>)>, now: Timestamp) -> PodCondition {

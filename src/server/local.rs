@@ -149,6 +149,7 @@ impl IntoResponse for NodeError {
             NodeError::NotFound(_) => StatusCode::NOT_FOUND,
             NodeError::Ambiguous(..) => StatusCode::BAD_REQUEST,
             NodeError::Conflict(_) => StatusCode::CONFLICT,
+            NodeError::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
             NodeError::Exec(_) | NodeError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Json(Failure { error: self.to_string() })).into_response()

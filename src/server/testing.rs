@@ -18,6 +18,7 @@ use super::{
     logs::LogWatch,
 };
 use crate::{
+    api::update::Change,
     store::layout::Layout,
     supervisor::spec::ExecSpec,
     worker::handle::{BoxFuture, ContainerView, ExecSession, ManifestProblem, Node, NodeError, PodView, Usage},
@@ -63,6 +64,8 @@ pub struct FakeNode {
     pub problems: Mutex<Vec<ManifestProblem>>,
     /// What was executed.
     pub executed: Mutex<Vec<(String, ExecSpec)>>,
+    /// What was changed.
+    pub changes: Mutex<Vec<(String, Change)>>,
 }
 
 impl Node for FakeNode {
@@ -96,6 +99,34 @@ impl Node for FakeNode {
             let stdout = streams.nth(1).unwrap();
             std::fs::File::from(stdout).write_all(spec.args.join(" ").as_bytes()).unwrap();
             Ok(ExecSession { terminal: None, exit: Box::pin(async { Ok(7) }) })
+        })
+    }
+
+    /// Writes the container's name to stdout and ends with 3.
+    fn attach(
+        &self,
+        _uid: String,
+        container: String,
+        stdio: Vec<OwnedFd>,
+    ) -> BoxFuture<'_, Result<ExecSession, NodeError>> {
+        Box::pin(async move {
+            let stdout = stdio.into_iter().nth(1).unwrap();
+            std::fs::File::from(stdout).write_all(container.as_bytes()).unwrap();
+            Ok(ExecSession { terminal: None, exit: Box::pin(async { Ok(3) }) })
+        })
+    }
+
+    /// Makes the change, but for one of a container called `missing`.
+    fn update(&self, uid: String, change: Change) -> BoxFuture<'_, Result<Pod, NodeError>> {
+        let found = self.pods.lock().unwrap().iter().find(|view| view.pod.metadata.uid.as_ref() == Some(&uid)).cloned();
+        self.changes.lock().unwrap().push((uid, change.clone()));
+        Box::pin(async move {
+            match change {
+                Change::Resize(resize) if resize.container.as_deref() == Some("missing") => {
+                    Err(NodeError::Invalid("spec.containers: Not found: \"missing\"".to_owned()))
+                }
+                _ => Ok(found.unwrap().pod),
+            }
         })
     }
 

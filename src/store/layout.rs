@@ -150,6 +150,11 @@ impl AttemptDirs {
         self.dir.join("exit.json")
     }
 
+    /// Why the attempt was stopped in order to be followed by another; absent otherwise.
+    pub fn restart_file(&self) -> PathBuf {
+        self.dir.join("restart.json")
+    }
+
     /// Bound to terminationMessagePath.
     pub fn termination_log(&self) -> PathBuf {
         self.dir.join("termination-log")

@@ -12,9 +12,9 @@ use tokio::{
 use super::{
     actor::{Actor, Report, Wanted},
     host::PodEvent,
-    testing::{Clock, FakeHost, Step, ended, kill, node, pod, release, resolve, running, settle, start, stop},
+    testing::{Clock, FakeHost, Step, ended, kill, node, pod, record, release, resolve, running, settle, start, stop},
 };
-use crate::pod::{Action, Memory, ObservedPod, Outcome, observed::Sandbox};
+use crate::pod::{Action, Memory, ObservedPod, Outcome, observed::Sandbox, restart::RestartReason};
 
 struct Rig {
     clock: Clock,
@@ -38,7 +38,8 @@ fn rig_of(pod: Pod, script: impl FnOnce(&mut FakeHost)) -> Rig {
     let (wanted, wishes) = watch::channel(Wanted::default());
     let (sender, reports) = watch::channel(None);
     let actor = Actor {
-        pod: Arc::new(pod),
+        pod: Arc::new(pod.clone()),
+        desired: Arc::new(pod),
         observed: ObservedPod::default(),
         memory: Memory { start_time: Some(clock.now()), ..Memory::default() },
         node: node(),
@@ -70,6 +71,19 @@ impl Rig {
 
     fn terminate(&self, grace: i64) {
         self.wanted.send_replace(Wanted { terminate: Some(grace), ..Wanted::default() });
+    }
+
+    /// The pod with another image, as a record to be written.
+    fn change_image(&self, image: &str, generation: i64) {
+        let mut changed = pod("u1", "web");
+        changed.metadata.generation = Some(generation);
+        changed.spec.as_mut().unwrap().containers[0].image = Some(image.to_owned());
+        let record = Arc::new(record(changed, self.clock.now()));
+        self.wanted.send_modify(|wanted| wanted.record = Some(record));
+    }
+
+    fn count(&self, action: &Action) -> usize {
+        self.host.actions().iter().filter(|begun| *begun == action).count()
     }
 
     async fn exit(&self, attempt: u32, code: i32) {
@@ -305,6 +319,96 @@ async fn a_pull_nobody_waits_for_does_not_hold_up_the_removal() {
     assert_eq!(actions.last(), Some(&Action::ForgetPod));
 }
 
+fn mark(attempt: u32) -> Action {
+    Action::MarkRestart { container: "app".to_owned(), attempt, why: RestartReason::Definition }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_image_is_recorded_first_and_then_replaces_the_container() {
+    let rig = rig(|_| {});
+    settle().await;
+    let before = rig.host.actions().len();
+    rig.change_image("busybox:2", 2);
+    settle().await;
+    let after = rig.host.actions().split_off(before);
+    let prepare = Action::PrepareContainer { container: "app".to_owned(), attempt: 1, generation: 1 };
+    assert_eq!(after, [Action::RecordPod, mark(0), stop(0), resolve(1), prepare, start(1), release(1)]);
+    let report = rig.report();
+    assert_eq!(report.pod.metadata.generation, Some(2));
+    assert_eq!(report.observed.launched("app").unwrap().image, "busybox:2");
+    assert_eq!(rig.phase(), "Running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_goes_by_a_change_that_is_not_durable() {
+    let rig = rig(|host| {
+        for _ in 0..2 {
+            host.script(Action::RecordPod, Step::Fail("the disk is full"));
+        }
+    });
+    settle().await;
+    rig.change_image("busybox:2", 2);
+    settle().await;
+    assert_eq!(rig.count(&mark(0)), 0);
+    assert_eq!(rig.report().pod.metadata.generation, None, "the pod is reported as it is in the ledger");
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!((rig.count(&Action::RecordPod), rig.count(&mark(0))), (3, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_newest_of_several_changes_is_recorded_after_the_one_under_way() {
+    let release = Arc::new(Notify::new());
+    let rig = rig(|host| host.script(Action::RecordPod, Step::Hold(release.clone())));
+    settle().await;
+    for generation in 2..5 {
+        rig.change_image(&format!("busybox:{generation}"), generation);
+        settle().await;
+    }
+    release.notify_one();
+    settle().await;
+    let recorded: Vec<_> =
+        rig.host.recorded.lock().unwrap().iter().map(|record| record.pod.metadata.generation).collect();
+    assert_eq!(recorded, [Some(2), Some(4)]);
+    assert_eq!(rig.report().observed.launched("app").unwrap().image, "busybox:4");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_of_an_image_that_is_not_wanted_any_more_is_given_up() {
+    let never = Arc::new(Notify::new());
+    let rig = rig(|host| host.script(resolve(0), Step::Hold(never)));
+    settle().await;
+    rig.change_image("busybox:2", 2);
+    settle().await;
+    assert_eq!(rig.count(&resolve(0)), 2);
+    assert_eq!(rig.phase(), "Running");
+    assert_eq!(rig.report().observed.launched("app").unwrap().image, "busybox:2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_better_image_does_not_wait_for_the_delay_of_the_other() {
+    let rig = rig(|host| {
+        for _ in 0..9 {
+            host.script(resolve(0), Step::Fail("no such image"));
+        }
+    });
+    sleep(Duration::from_secs(600)).await;
+    let tried = rig.count(&resolve(0));
+    rig.change_image("busybox:2", 2);
+    settle().await;
+    assert_eq!(rig.count(&resolve(0)), tried + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_to_go_takes_no_change_any_more() {
+    let rig = rig(|host| host.deaf = true);
+    settle().await;
+    rig.terminate(30);
+    settle().await;
+    rig.change_image("busybox:2", 2);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(rig.count(&Action::RecordPod), 0);
+}
+
 /// A rig whose pod has a volume with content.
 fn rig_with_volume(script: impl FnOnce(&mut FakeHost)) -> Rig {
     let mut pod = pod("u1", "web");
@@ -359,4 +463,19 @@ async fn a_pod_starts_as_soon_as_what_it_waits_for_is_there() {
     rig.change(1).await;
     assert_eq!(rig.phase(), "Running");
     assert!(rig.clock.passed() < Duration::from_secs(41));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_pod_is_looked_at_for_what_its_volumes_show_of_it() {
+    let rig = rig_with_volume(|_| {});
+    settle().await;
+    rig.host.contents.lock().unwrap().insert("config".to_owned(), 2);
+    let mut changed = Pod::clone(&rig.report().pod);
+    (changed.status, changed.metadata.generation) = (None, Some(2));
+    changed.metadata.labels = Some([("new".to_owned(), "label".to_owned())].into());
+    let record = Arc::new(record(changed, rig.clock.now()));
+    rig.wanted.send_modify(|wanted| wanted.record = Some(record));
+    settle().await;
+    assert_eq!(rig.count(&Action::RefreshVolume("config".to_owned())), 1);
+    assert_eq!(rig.count(&stop(0)), 0);
 }

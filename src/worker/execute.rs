@@ -7,7 +7,7 @@ use std::{
     net::IpAddr,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use berth_cni::Lease;
@@ -30,9 +30,11 @@ use crate::{
     api::qos::{QosClass, qos_class},
     cgroup::path::SANDBOX,
     image::{Image, policy},
+    obs::events::Severity,
     pod::{
         Action, Outcome,
-        observed::{Attempt, AttemptState},
+        observed::{Attempt, AttemptState, Launched},
+        restart::RestartReason,
     },
     runtime::{
         attempt,
@@ -53,11 +55,20 @@ use crate::{
 /// The hands of one pod.
 pub struct Host {
     pub(super) shared: Arc<Shared>,
-    pub(super) record: PodRecord,
+    uid: String,
+    /// What is in the ledger. Locked as long as it is being written, so that nothing older is written after it.
+    record: Mutex<Arc<PodRecord>>,
     pub(super) dirs: PodDirs,
+    /// No change of a pod changes it.
     pub(super) qos: QosClass,
     events: mpsc::Sender<PodEvent>,
     state: Mutex<State>,
+}
+
+/// The spec of a pod; that of one without is empty.
+pub(super) fn spec_of(pod: &Pod) -> &PodSpec {
+    static EMPTY: OnceLock<PodSpec> = OnceLock::new();
+    pod.spec.as_ref().unwrap_or_else(|| EMPTY.get_or_init(PodSpec::default))
 }
 
 /// What the hands hold between two actions.
@@ -103,6 +114,22 @@ fn failed(reason: &str, step: &str, path: &Path) -> impl FnOnce(io::Error) -> Ac
     move |error| ActionError { reason, message: format!("{what}: {error}") }
 }
 
+fn make_directory(path: &Path, mode: u32) -> Result<(), ActionError> {
+    let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.map_err(failed("FailedCreatePodDirectory", "create", path))
+}
+
+fn on_host_network(pod: &Pod) -> bool {
+    spec_of(pod).host_network.unwrap_or(false)
+}
+
+fn container<'p>(pod: &'p Pod, name: &str) -> Result<ContainerRef<'p>, ActionError> {
+    ContainerRef::find(pod, name).ok_or_else(|| ActionError {
+        reason: "CreateContainerError".to_owned(),
+        message: format!("the pod has no container {name}"),
+    })
+}
+
 fn because<E: std::error::Error>(reason: &'static str) -> impl FnOnce(E) -> ActionError {
     move |error| ActionError::new(reason, &error)
 }
@@ -117,7 +144,13 @@ impl Host {
             metadata.name.as_deref().unwrap_or_default(),
         );
         let qos = record.pod.spec.as_ref().map_or(QosClass::BestEffort, qos_class);
-        Host { shared, record, dirs, qos, events, state: Mutex::default() }
+        let uid = record.uid().to_owned();
+        Host { shared, uid, record: Mutex::new(Arc::new(record)), dirs, qos, events, state: Mutex::default() }
+    }
+
+    /// The pod as it is in the ledger, for what is not an action on a given pod. Waits while it is being written.
+    pub(super) fn pod(&self) -> Arc<Pod> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).effective()
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -126,12 +159,7 @@ impl Host {
     }
 
     pub(super) fn uid(&self) -> &str {
-        self.record.uid()
-    }
-
-    pub(super) fn spec(&self) -> &PodSpec {
-        static EMPTY: std::sync::OnceLock<PodSpec> = std::sync::OnceLock::new();
-        self.record.pod.spec.as_ref().unwrap_or_else(|| EMPTY.get_or_init(PodSpec::default))
+        &self.uid
     }
 
     pub(super) fn supervisor(&self) -> Option<Supervisor> {
@@ -173,72 +201,70 @@ impl Host {
         state.adopted = true;
     }
 
-    fn host_network(&self) -> bool {
-        self.spec().host_network.unwrap_or(false)
-    }
-
-    fn addresses(&self) -> Vec<IpAddr> {
-        if self.host_network() {
+    fn addresses(&self, pod: &Pod) -> Vec<IpAddr> {
+        if on_host_network(pod) {
             return self.shared.host_ips.clone();
         }
         let state = self.state();
         state.lease.iter().flat_map(|lease| lease.addresses.iter().map(|address| address.addr())).collect()
     }
 
-    fn pull_policy(&self, container: &str) -> Option<&str> {
-        let spec = self.spec();
-        let mut containers = spec.init_containers.iter().flatten().chain(&spec.containers);
-        containers.find(|found| found.name == container)?.image_pull_policy.as_deref()
-    }
-
     /// Whether a container's termination message falls back to its log.
     pub(super) fn falls_back_to_logs(&self, container: &str) -> bool {
-        let spec = self.spec();
+        let pod = self.pod();
+        let spec = spec_of(&pod);
         spec.init_containers.iter().flatten().chain(&spec.containers).any(|found| {
             found.name == container && found.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
         })
     }
 
-    fn ensure_dirs(&self) -> Result<Done, ActionError> {
-        let make = |path: &Path, mode: u32| {
-            DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed(
-                "FailedCreatePodDirectory",
-                "create",
-                path,
-            ))
-        };
+    /// Writes the record of the pod, and goes by it from then on.
+    fn write_record(&self, newer: Option<Arc<PodRecord>>) -> Result<(), ActionError> {
+        let mut held = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = newer.is_some();
+        let record = newer.unwrap_or_else(|| held.clone());
         // A container's user has to get through to its own volumes; the directory above them is root's alone.
-        make(&self.dirs.dir, 0o755)?;
-        // Durable before the first container starts ([`Host::prepare_container`]). What is made until then lives in the
-        // kernel and goes with the power, or lies in this directory.
-        durable::place_json(&self.dirs.pod_file(), &self.record)
-            .map(drop)
-            .map_err(because("FailedCreatePodDirectory"))?;
-        make(&self.dirs.etc(), 0o755)?;
-        make(&self.dirs.run, 0o700)?;
-        make(&self.dirs.log, 0o755)?;
+        make_directory(&self.dirs.dir, 0o755)?;
+        const REASON: &str = "FailedCreatePodDirectory";
+        if changed {
+            durable::write_json(&self.dirs.pod_file(), &*record).map_err(because(REASON))?;
+            durable::sync_parent(&self.dirs.dir).map_err(because(REASON))?;
+        } else {
+            // Durable before the first container starts ([`Host::sync_records`]). What is made until then lives in the
+            // kernel and goes with the power, or lies in this directory.
+            durable::place_json(&self.dirs.pod_file(), &*record).map(drop).map_err(because(REASON))?;
+        }
+        *held = record;
+        Ok(())
+    }
+
+    fn ensure_dirs(&self) -> Result<Done, ActionError> {
+        self.write_record(None)?;
+        make_directory(&self.dirs.etc(), 0o755)?;
+        make_directory(&self.dirs.run, 0o700)?;
+        make_directory(&self.dirs.log, 0o755)?;
         Ok(Done::new(Outcome::Done))
     }
 
-    fn lease_addresses(&self) -> Result<Done, ActionError> {
+    fn lease_addresses(&self, pod: &Pod) -> Result<Done, ActionError> {
         const REASON: &str = "FailedCreatePodSandBox";
-        if !self.host_network() {
+        if !on_host_network(pod) {
             let lease = self.shared.network.lease(self.uid(), &[]).map_err(because(REASON))?;
             // For the next agent. After a reboot nobody knows the address any more: another one will do.
             durable::write_json_until_reboot(&self.dirs.network_file(), &lease).map_err(because(REASON))?;
             self.hold_lease(Some(lease));
         }
-        let addresses = self.addresses();
-        self.shared.write_etc(&self.record.pod, &self.dirs, &addresses)?;
-        let held = if self.host_network() { Vec::new() } else { addresses };
+        let addresses = self.addresses(pod);
+        self.shared.write_etc(pod, &self.dirs, &addresses)?;
+        let held = if on_host_network(pod) { Vec::new() } else { addresses };
         Ok(Done::new(Outcome::Leased(held)))
     }
 
-    async fn resolve_image(&self, container: &str) -> Result<Done, ActionError> {
-        let container = self.container(container)?;
+    async fn resolve_image(&self, pod: &Pod, name: &str) -> Result<Done, ActionError> {
+        let container = container(pod, name)?;
         let image = container.image();
         let present = self.shared.images.get(image);
-        let wanted = self.pull_policy(container.name()).and_then(policy::PullPolicy::parse);
+        let wanted = container.image_pull_policy().and_then(policy::PullPolicy::parse);
         let wanted = wanted.unwrap_or_else(|| policy::PullPolicy::default_for(image));
         let refused = |error: crate::image::ImageError| ActionError {
             reason: error.reason().as_str().to_owned(),
@@ -254,28 +280,22 @@ impl Host {
         Ok(Done::new(Outcome::Image(id)))
     }
 
-    fn container(&self, name: &str) -> Result<ContainerRef<'_>, ActionError> {
-        ContainerRef::find(&self.record.pod, name).ok_or_else(|| ActionError {
-            reason: "CreateContainerError".to_owned(),
-            message: format!("the pod has no container {name}"),
-        })
-    }
-
-    async fn create_sandbox(self: &Arc<Self>) -> Result<Done, ActionError> {
+    async fn create_sandbox(self: &Arc<Self>, pod: Arc<Pod>) -> Result<Done, ActionError> {
         const REASON: &str = "FailedCreatePodSandBox";
         let begun = std::time::Instant::now();
+        let limits = self.shared.pod_limits(spec_of(&pod));
+        let limit = limits.memory;
         let host = self.clone();
         let (spec, cgroups) = blocking(move || {
-            let limits = host.shared.pod_limits(host.spec());
             let cgroups = &host.shared.cgroups;
             cgroups.ensure_pod(host.qos, host.uid(), &limits).map_err(because(REASON))?;
             let placement =
                 cgroups.ensure_leaf(host.qos, host.uid(), SANDBOX, &Default::default()).map_err(because(REASON))?;
-            if host.spec().host_ipc != Some(true) {
+            if spec_of(&pod).host_ipc != Some(true) {
                 volume::shm::set_up(&host.dirs).map_err(because(REASON))?;
             }
             let generation = host.state().generation + 1;
-            let mut spec = host.shared.sandbox_spec(&host.record.pod, generation, placement)?;
+            let mut spec = host.shared.sandbox_spec(&pod, generation, placement)?;
             spec.oom_score_adj = host.shared.config.supervisor_oom_score_adj;
             Ok((spec, begun.elapsed()))
         })
@@ -285,7 +305,6 @@ impl Host {
             Ok(connected) => connected,
             Err(error) => {
                 let mut failure = ActionError::new(REASON, &error);
-                let limit = self.shared.pod_limits(self.spec()).memory;
                 if let Some(limit) = limit.filter(|_| was_out_of_memory(&spec)) {
                     failure.message =
                         format!("{}: the memory limit of {limit} bytes is too small to start", failure.message);
@@ -302,7 +321,7 @@ impl Host {
         Ok(Done { outcome: Outcome::Sandbox { pid, generation }, stages })
     }
 
-    pub(super) fn attach_network(&self) -> Result<Done, ActionError> {
+    pub(super) fn attach_network(&self, pod: &Pod) -> Result<Done, ActionError> {
         const REASON: &str = "FailedCreatePodSandBox";
         let (lease, netlink) = {
             let state = self.state();
@@ -312,7 +331,7 @@ impl Host {
         let (Some(lease), Some(netlink)) = (lease, netlink) else {
             return Err(ActionError { reason: REASON.to_owned(), message: "the sandbox has no network".to_owned() });
         };
-        let ports = inputs::port_mappings(&self.record.pod);
+        let ports = inputs::port_mappings(pod);
         self.shared.network.attach(self.uid(), netlink, &lease, &ports).map_err(because(REASON))?;
         Ok(Done::new(Outcome::Done))
     }
@@ -346,17 +365,23 @@ impl Host {
     }
 
     /// Directories, cgroup and launch record of an attempt. The sandbox it is for may be in the making.
-    fn prepare_container(&self, name: &str, attempt: u32, generation: u32) -> Result<Done, ActionError> {
+    fn prepare_container(&self, pod: &Pod, name: &str, attempt: u32, generation: u32) -> Result<Done, ActionError> {
         const REASON: &str = "CreateContainerError";
-        let container = self.container(name)?;
+        let container = container(pod, name)?;
+        let launched = Launched {
+            attempt,
+            image: container.image().to_owned(),
+            resources: container.resources().cloned().unwrap_or_default(),
+        };
         let directory = self.dirs.attempt(name, attempt);
         let recorded = records::read(&directory).map_err(because(REASON))?;
         if let Some(recorded) = recorded
             && recorded.launch.generation == generation
+            && recorded.launch.image == launched.image
         {
             // Tried before, and the answer was lost: the same launch is joined.
             self.hold_launch(&recorded.launch);
-            return Ok(Done::new(Outcome::Done));
+            return Ok(Done::new(Outcome::Prepared(launched)));
         }
         let (image, volumes) = {
             let state = self.state();
@@ -366,7 +391,7 @@ impl Host {
             reason: REASON.to_owned(),
             message: format!("no image was resolved for container {name}"),
         })?;
-        let addresses = self.addresses();
+        let addresses = self.addresses(pod);
         let input = inputs::Attempt {
             container,
             number: attempt,
@@ -375,10 +400,19 @@ impl Host {
             pod_ips: &addresses,
             volumes: &volumes,
         };
-        let spec = self.shared.launch_spec(&self.record.pod, &self.dirs, self.qos, &input)?;
+        let spec = self.shared.launch_spec(pod, &self.dirs, self.qos, &input)?;
         attempt::prepare(&spec, &directory).map_err(because(REASON))?;
         durable::place_json(&directory.launch_file(), &spec).map(drop).map_err(because(REASON))?;
         self.hold_launch(&spec);
+        Ok(Done::new(Outcome::Prepared(launched)))
+    }
+
+    /// The mark is durable before the signal is sent: an agent that starts in between finishes what was begun.
+    fn mark_restart(&self, pod: &Pod, name: &str, attempt: u32, why: RestartReason) -> Result<Done, ActionError> {
+        let message = why.message(name);
+        durable::write_json(&self.dirs.attempt(name, attempt).restart_file(), &message)
+            .map_err(because("FailedKillPod"))?;
+        self.shared.events.record(pod, Some(name), Severity::Normal, "Killing", message, Timestamp::now());
         Ok(Done::new(Outcome::Done))
     }
 
@@ -477,15 +511,17 @@ impl PodHost for Host {
         Box::pin(async move {
             let host = self.clone();
             match action {
+                // The ledger's entry of the pod as it is; a changed one comes by `record`.
+                Action::RecordPod => blocking(move || host.write_record(None).map(|()| Done::new(Outcome::Done))).await,
                 Action::EnsureDirs => blocking(move || host.ensure_dirs()).await,
-                Action::LeaseAddresses => blocking(move || host.lease_addresses()).await,
+                Action::LeaseAddresses => blocking(move || host.lease_addresses(&pod)).await,
                 Action::MountVolume(name) | Action::RefreshVolume(name) => self.mount_volume(pod, name).await,
-                Action::ResolveImage { container, .. } => self.resolve_image(&container).await,
-                Action::CreateSandbox => self.create_sandbox().await,
-                Action::AttachNetwork => blocking(move || host.attach_network()).await,
+                Action::ResolveImage { container, .. } => self.resolve_image(&pod, &container).await,
+                Action::CreateSandbox => self.create_sandbox(pod).await,
+                Action::AttachNetwork => blocking(move || host.attach_network(&pod)).await,
                 Action::PrepareContainer { container, attempt, generation } => {
                     let name = container.clone();
-                    let done = blocking(move || host.prepare_container(&container, attempt, generation)).await?;
+                    let done = blocking(move || host.prepare_container(&pod, &container, attempt, generation)).await?;
                     // While the sandbox is made. Whoever releases the container waits for it, and hears of an error.
                     tokio::spawn(async move { self.commit(&name, attempt).await });
                     Ok(done)
@@ -493,6 +529,10 @@ impl PodHost for Host {
                 Action::ReleaseContainer { container, attempt, .. } => {
                     self.release_container(&container, attempt).await
                 }
+                Action::MarkRestart { container, attempt, why } => {
+                    blocking(move || host.mark_restart(&pod, &container, attempt, why)).await
+                }
+                Action::ResizePod { containers } => blocking(move || host.resize_pod(&pod, &containers)).await,
                 Action::StartContainer { container, attempt } => self.start_container(&container, attempt).await,
                 Action::StopContainer { container, attempt } => self.stop_container(&container, attempt).await,
                 Action::KillContainer { container, .. } => self.kill_container(&container).await,
@@ -500,7 +540,7 @@ impl PodHost for Host {
                     blocking(move || host.remove_attempt(&container, attempt)).await
                 }
                 Action::StopSandbox => self.stop_sandbox().await,
-                Action::DetachNetwork => blocking(move || host.detach_network()).await,
+                Action::DetachNetwork => blocking(move || host.detach_network(&pod)).await,
                 Action::RemoveCgroups => blocking(move || host.remove_cgroups()).await,
                 Action::UnmountVolumes => blocking(move || host.unmount_volumes()).await,
                 Action::ReleaseAddresses => blocking(move || host.release_addresses()).await,
@@ -511,6 +551,23 @@ impl PodHost for Host {
 
     fn contents(&self, pod: &Pod) -> BTreeMap<String, u64> {
         self.wanted_contents(pod)
+    }
+
+    fn record(self: Arc<Self>, record: Arc<PodRecord>) -> BoxFuture<'static, Result<Done, ActionError>> {
+        Box::pin(
+            async move { blocking(move || self.write_record(Some(record)).map(|()| Done::new(Outcome::Done))).await },
+        )
+    }
+
+    fn attach(self: Arc<Self>, container: String, stdio: Vec<OwnedFd>) -> BoxFuture<'static, Result<(), NodeError>> {
+        Box::pin(async move {
+            let supervisor =
+                self.supervisor().ok_or_else(|| NodeError::Conflict("the pod has no sandbox".to_owned()))?;
+            supervisor.attach(&container, stdio).await.map_err(|error| match error {
+                ClientError::Refused { .. } => NodeError::Conflict(ActionError::new("", &error).message),
+                error => NodeError::Internal(ActionError::new("", &error).message),
+            })
+        })
     }
 
     fn attempt_ended(&self, attempt: &Attempt) {

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
 pub use crate::api::problem::ManifestProblem;
-use crate::supervisor::spec::ExecSpec;
+use crate::{api::update::Change, supervisor::spec::ExecSpec};
 
 /// A pod as the agent sees it now.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -101,6 +101,9 @@ pub enum NodeError {
     /// It is not in a state in which this can be done.
     #[error("{0}")]
     Conflict(String),
+    /// What is asked for breaks a rule.
+    #[error("{0}")]
+    Invalid(String),
     /// The container could not run the command.
     #[error("{0}")]
     Exec(String),
@@ -122,6 +125,18 @@ pub trait Node: Send + Sync + 'static {
 
     /// Runs a command. `stdio` is stdin, stdout and stderr, or empty for a terminal.
     fn exec(&self, uid: String, spec: ExecSpec, stdio: Vec<OwnedFd>) -> BoxFuture<'_, Result<ExecSession, NodeError>>;
+
+    /// Attaches to the standard streams of a running container: stdin, stdout and, without a terminal, stderr. The
+    /// session's code is the container's.
+    fn attach(
+        &self,
+        uid: String,
+        container: String,
+        stdio: Vec<OwnedFd>,
+    ) -> BoxFuture<'_, Result<ExecSession, NodeError>>;
+
+    /// Changes a pod. Answered with the pod once the change is durable.
+    fn update(&self, uid: String, change: Change) -> BoxFuture<'_, Result<Pod, NodeError>>;
 
     /// Image ids some container of some pod uses or used (not to be removed).
     fn images_in_use(&self) -> Vec<String>;

@@ -4,8 +4,12 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 
-use super::handle::{BoxFuture, ExecSession, NodeError, Stage, Usage};
+use super::{
+    handle::{BoxFuture, ExecSession, NodeError, Stage, Usage},
+    record::PodRecord,
+};
 use crate::{
+    obs::events::Severity,
     pod::{Action, Outcome, observed::Attempt},
     supervisor::spec::ExecSpec,
 };
@@ -16,10 +20,16 @@ pub trait PodHost: Send + Sync + 'static {
     /// this pod alone.
     fn execute(self: Arc<Self>, pod: Arc<Pod>, action: Action) -> BoxFuture<'static, Result<Done, ActionError>>;
 
+    /// Makes a changed pod durable in the ledger ([`Action::RecordPod`]). The hands go by it from then on.
+    fn record(self: Arc<Self>, record: Arc<PodRecord>) -> BoxFuture<'static, Result<Done, ActionError>>;
+
     /// The time. Tests have one of their own.
     fn now(&self) -> Timestamp {
         Timestamp::now()
     }
+
+    /// Notes that something happened to the pod as a whole.
+    fn event(&self, _pod: &Pod, _severity: Severity, _reason: &str, _message: String) {}
 
     /// An attempt ended: the room to remove what only its processes needed (its cgroup). Called once for each.
     fn attempt_ended(&self, _attempt: &Attempt) {}
@@ -38,6 +48,11 @@ pub trait PodHost: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<ExecSession, NodeError>> {
         let container = spec.container;
         Box::pin(async move { Err(NodeError::Conflict(format!("container {container} cannot run commands"))) })
+    }
+
+    /// Attaches stdin, stdout and (without a terminal) stderr to a running container.
+    fn attach(self: Arc<Self>, container: String, _stdio: Vec<OwnedFd>) -> BoxFuture<'static, Result<(), NodeError>> {
+        Box::pin(async move { Err(NodeError::Conflict(format!("container {container} cannot be attached to"))) })
     }
 
     /// Figures of the pod and of the containers given as (name, id), which run.

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use super::{host::ActionError, shared::Shared};
 use crate::{
     api::qos::QosClass,
-    cgroup::PodLimits,
+    cgroup::{LeafLimits, PodLimits},
     image::Image,
     network::{
         DnsConfig, NodeNames, PodFiles, PodHostname, read_host_resolv_conf, resolv_conf::RESOLVED_FILE, write_files,
@@ -64,6 +64,11 @@ impl Shared {
     /// Limits of a pod as a whole.
     pub fn pod_limits(&self, spec: &PodSpec) -> PodLimits {
         pod_limits(spec, &self.limit_options())
+    }
+
+    /// Limits of a container of `pod`.
+    pub fn leaf_limits(&self, _pod: &Pod, container: ContainerRef<'_>) -> LeafLimits {
+        leaf_limits(container, &self.limit_options())
     }
 
     /// The pod's sandbox.
@@ -123,7 +128,7 @@ impl Shared {
             seccomp: &seccomp_filter,
         })?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let limits = leaf_limits(attempt.container, &self.limit_options());
+        let limits = self.leaf_limits(pod, attempt.container);
         let ensure_leaf = || self.cgroups.ensure_leaf(qos, uid, &spec.id, &limits);
         let placement = match ensure_leaf() {
             // The sandbox, whose making includes the pod's cgroup, is being made at the same time.

@@ -8,13 +8,14 @@ use std::{
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 use tracing::{info, warn};
 
 use super::{
     actor::{Actor, Report, Wanted},
+    handle::NodeError,
     host::{PodEvent, PodHost},
     record::{self, PodRecord},
 };
@@ -22,11 +23,15 @@ use crate::{
     api::{
         object::{ObjectKey, ObjectKind},
         objects::Objects,
+        problem::ManifestProblem,
         references::references,
+        resources::Resources,
+        update::Change,
     },
+    obs::events::Severity,
     pod::{
         Memory, NodeView, ObservedPod, Rejection,
-        desired::{Desired, DesiredPod, full_name},
+        desired::{Desired, DesiredPod, SourcedPod, full_name},
     },
 };
 
@@ -48,6 +53,14 @@ pub trait Hosts: Send + Sync + 'static {
 
     /// The pods there are now, after a change.
     fn changed(&self, _pods: &[&Pod]) {}
+
+    /// What the node has for all pods together.
+    fn allocatable(&self) -> Resources {
+        Resources::new()
+    }
+
+    /// Notes that something happened to a pod.
+    fn event(&self, _pod: &Pod, _severity: Severity, _reason: &str, _message: String) {}
 }
 
 /// A pod found on this machine at start.
@@ -80,19 +93,34 @@ pub struct Entry {
 /// All pods, for readers.
 pub type Entries = Arc<Mutex<BTreeMap<String, Entry>>>;
 
-struct Running {
-    record: PodRecord,
-    full_name: String,
-    rejected: bool,
-    wanted: watch::Sender<Wanted>,
+pub(super) struct Running {
+    pub(super) record: Arc<PodRecord>,
+    pub(super) full_name: String,
+    pub(super) rejected: bool,
+    /// With what it is allocated: what it counts for.
+    pub(super) effective: Arc<Pod>,
+    /// What its source said last, so that nothing is compared twice.
+    pub(super) sourced: Option<Arc<SourcedPod>>,
+    pub(super) wanted: watch::Sender<Wanted>,
+}
+
+/// A change of a pod that somebody waits for.
+#[derive(Debug)]
+pub struct Update {
+    /// UID of the pod.
+    pub uid: String,
+    /// What is to change.
+    pub change: Change,
+    /// The pod as it will be, once it is decided; it counts when a report has its generation.
+    pub answer: oneshot::Sender<Result<Arc<Pod>, NodeError>>,
 }
 
 /// The manager.
 pub struct Manager {
-    hosts: Arc<dyn Hosts>,
+    pub(super) hosts: Arc<dyn Hosts>,
     node: Arc<NodeView>,
     entries: Entries,
-    running: BTreeMap<String, Running>,
+    pub(super) running: BTreeMap<String, Running>,
     tasks: JoinSet<String>,
     /// New generations already said to be waiting, so that it is said once.
     waiting: BTreeSet<String>,
@@ -178,15 +206,16 @@ impl Manager {
         self.lock().remove(uid);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Entry>> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the set of actors follow `desired`. Pods nobody wants are only ended when `complete`: every source
-    /// has been ready once.
-    pub fn reconcile(&mut self, desired: &Desired, complete: bool, seen: Instant) {
+    /// has been ready once. Returns what is wrong with changed pods, which go on as they were.
+    pub fn reconcile(&mut self, desired: &Desired, complete: bool, seen: Instant) -> Vec<ManifestProblem> {
+        let mut problems = Vec::new();
         for (uid, running) in &self.running {
-            let PodRecord { pod, source, origin, .. } = &running.record;
+            let PodRecord { pod, source, origin, .. } = &*running.record;
             if desired.pods.contains_key(uid) || !complete || desired.keeps(*source, origin, &running.full_name) {
                 continue;
             }
@@ -200,7 +229,9 @@ impl Manager {
         }
         for (uid, pod) in &desired.pods {
             if self.running.contains_key(uid) {
-                continue; // running, or still being removed: looked at again when it is gone
+                // Running, or still being removed: looked at again when it is gone.
+                problems.extend(self.follow(uid, pod));
+                continue;
             }
             if self.left_alone.contains(uid) {
                 if self.waiting.insert(uid.clone()) {
@@ -221,20 +252,31 @@ impl Manager {
             self.start(pod, seen);
         }
         self.waiting.retain(|uid| desired.pods.contains_key(uid));
+        self.resize_waiting();
+        self.tell_hosts();
+        problems
+    }
+
+    pub(super) fn tell_hosts(&self) {
         let pods: Vec<&Pod> =
-            self.running.values().filter(|running| !running.rejected).map(|running| &*running.record.pod).collect();
+            self.running.values().filter(|running| !running.rejected).map(|running| &*running.effective).collect();
         self.hosts.changed(&pods);
     }
 
     fn start(&mut self, desired: &DesiredPod, seen: Instant) {
         let others: Vec<&Pod> =
-            self.running.values().filter(|running| !running.rejected).map(|running| &*running.record.pod).collect();
+            self.running.values().filter(|running| !running.rejected).map(|running| &*running.effective).collect();
+        let mut pod = desired.pod.pod.clone();
+        // What an API server says of a new pod.
+        pod.metadata.generation.get_or_insert(1);
         let record = PodRecord {
             version: record::VERSION,
-            pod: Arc::new(desired.pod.pod.clone()),
+            pod: Arc::new(pod),
+            allocated: None,
             source: desired.source,
             origin: desired.pod.origin.clone(),
             start_time: self.hosts.now(),
+            sourced: Some(record::digest(&desired.pod.pod)),
         };
         let rejection = self.hosts.admit(&record.pod, &others).err();
         match &rejection {
@@ -260,13 +302,13 @@ impl Manager {
         let (wanted, wishes) = watch::channel(Wanted::default());
         let (reports, readers) = watch::channel(None);
         let rejected = memory.rejection.is_some();
-        let pod = record.pod.clone();
-        let entry = Entry { source: record.origin.clone(), reports: readers, host: host.clone(), pod: pod.clone() };
+        let (desired, pod) = (record.pod.clone(), record.effective());
+        let entry = Entry { source: record.origin.clone(), reports: readers, host: host.clone(), pod: desired.clone() };
         self.lock().insert(uid.clone(), entry);
-        let full_name = full_name(&pod);
-        self.running.insert(uid.clone(), Running { record, full_name, rejected, wanted });
+        let (full_name, effective, record) = (full_name(&pod), pod.clone(), Arc::new(record));
+        self.running.insert(uid.clone(), Running { record, full_name, rejected, effective, sourced: None, wanted });
         let node = self.node.clone();
-        let actor = Actor { pod, observed, memory, node, host, wanted: wishes, events, reports, seen };
+        let actor = Actor { pod, desired, observed, memory, node, host, wanted: wishes, events, reports, seen };
         self.tasks.spawn(async move {
             actor.run().await;
             uid

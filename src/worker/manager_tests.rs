@@ -17,12 +17,19 @@ use tokio::{
 
 use super::{
     host::{PodEvent, PodHost},
-    manager::{Entries, Hosts, Manager, Recovered},
-    record::{self, PodRecord},
-    testing::{Clock, FakeHost, Step, node, pod, running, settle, start, stop},
+    manager::{Entries, Hosts, Manager, Recovered, Update},
+    record::PodRecord,
+    testing::{Clock, FakeHost, Step, node, pod, record, running, settle, start, stop},
 };
 use crate::{
-    api::objects::Objects,
+    api::{
+        defaults::set_pod_defaults,
+        objects::Objects,
+        quantity::Quantity,
+        resources::{CPU, Resources, pod_requests},
+        update::{Change, Resize},
+    },
+    obs::events::Severity,
     pod::{
         Action, Memory, ObservedPod, Rejection,
         desired::{Desired, SourceId, SourceUpdate, SourcedPod, merge},
@@ -39,10 +46,18 @@ struct FakeHosts {
     refused: BTreeSet<String>,
     /// UIDs that admission was told of beside a new pod, the last time.
     beside: Mutex<Vec<String>>,
+    /// CPUs that there are, and that pods are admitted for.
+    processors: Mutex<i64>,
+    /// Reasons of events.
+    told: Mutex<Vec<String>>,
 }
 
 fn uid(pod: &Pod) -> String {
     pod.metadata.uid.clone().unwrap_or_default()
+}
+
+fn asks_for(pod: &Pod) -> i64 {
+    pod.spec.as_ref().map(pod_requests).unwrap_or_default().get(CPU).map_or(0, Quantity::value)
 }
 
 impl Hosts for FakeHosts {
@@ -57,10 +72,20 @@ impl Hosts for FakeHosts {
 
     fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection> {
         *self.beside.lock().unwrap() = others.iter().map(|pod| uid(pod)).collect();
-        match self.refused.contains(&uid(pod)) {
-            true => Err(Rejection { reason: "OutOfcpu".to_owned(), message: "no".to_owned() }),
+        let processors = |pods: &[&Pod]| -> i64 { pods.iter().map(|pod| asks_for(pod)).sum() };
+        let room = *self.processors.lock().unwrap() - processors(others);
+        match self.refused.contains(&uid(pod)) || processors(&[pod]) > room {
+            true => Err(Rejection { reason: "OutOfcpu".to_owned(), message: format!("room for {room}") }),
             false => Ok(()),
         }
+    }
+
+    fn allocatable(&self) -> Resources {
+        Resources::from([(CPU.to_owned(), Quantity::from_units(*self.processors.lock().unwrap()))])
+    }
+
+    fn event(&self, _pod: &Pod, _severity: Severity, reason: &str, _message: String) {
+        self.told.lock().unwrap().push(reason.to_owned());
     }
 
     fn now(&self) -> Timestamp {
@@ -81,6 +106,8 @@ fn rig(refused: &[&str]) -> Rig {
         scripts: Mutex::default(),
         refused: refused.iter().map(|uid| (*uid).to_owned()).collect(),
         beside: Mutex::default(),
+        processors: Mutex::new(4),
+        told: Mutex::default(),
     });
     let entries = Entries::default();
     let manager = Manager::new(hosts.clone(), node(), entries.clone());
@@ -125,13 +152,7 @@ impl Rig {
             ..ObservedPod::default()
         };
         observed.record("app", running("app", 0, 1, now));
-        let record = PodRecord {
-            version: record::VERSION,
-            pod: Arc::new(pod(uid, name)),
-            source: SourceId::File,
-            origin: format!("file:/m/{name}.yaml"),
-            start_time: now,
-        };
+        let record = record(pod(uid, name), now);
         let memory = Memory { start_time: Some(now), ..Memory::default() };
         self.manager.adopt(Recovered { record, observed, memory, host: host.clone(), events });
         host
@@ -253,6 +274,186 @@ async fn a_pod_whose_record_is_unusable_is_not_started_over() {
     rig.reconcile(wants(&[])).await;
     rig.gone().await;
     assert!(!rig.manager.is_empty(), "what the node set up for itself is still in use");
+}
+
+/// One pod with the UID 1, complete and valid.
+fn wants_image(image: &str) -> SourceUpdate {
+    let mut pod = pod("1", "a");
+    pod.spec.as_mut().unwrap().containers[0].image = Some(image.to_owned());
+    set_pod_defaults(&mut pod);
+    let sourced = SourcedPod { pod, origin: "file:/m/a.yaml".to_owned(), document: 0 };
+    SourceUpdate { pods: vec![Arc::new(sourced)], ..SourceUpdate::empty(SourceId::File) }
+}
+
+impl Rig {
+    /// Generation and image of the pod with the UID 1, as it is reported.
+    fn reported(&self) -> (Option<i64>, String) {
+        let report = self.entries.lock().unwrap()["1"].reports.borrow().clone().expect("a report");
+        let image = report.pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone());
+        (report.pod.metadata.generation, image.unwrap_or_default())
+    }
+
+    async fn change(&mut self, change: Change) -> Result<Arc<Pod>, super::handle::NodeError> {
+        self.change_of("1", change).await
+    }
+
+    async fn change_of(&mut self, uid: &str, change: Change) -> Result<Arc<Pod>, super::handle::NodeError> {
+        let (answer, decided) = tokio::sync::oneshot::channel();
+        self.manager.update(Update { uid: uid.to_owned(), change, answer });
+        settle().await;
+        decided.await.unwrap()
+    }
+
+    /// The condition `PodResizePending` of a pod.
+    fn pending(&self, uid: &str) -> Option<(String, String)> {
+        let report = self.entries.lock().unwrap()[uid].reports.borrow().clone().expect("a report");
+        let conditions = report.pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+        let found = conditions.into_iter().find(|condition| condition.type_ == "PodResizePending")?;
+        Some((found.reason.unwrap_or_default(), found.message.unwrap_or_default()))
+    }
+
+    /// CPUs in the ledger's newest record of a pod: wanted, and held where that is something else.
+    fn ledger(&self, uid: &str) -> (i64, Option<i64>) {
+        let host = self.host(uid);
+        let recorded = host.recorded.lock().unwrap();
+        let record = recorded.last().expect("a record");
+        (asks_for(&record.pod), record.allocated.as_ref().map(|_| asks_for(&record.effective())))
+    }
+
+    fn told(&self) -> Vec<String> {
+        std::mem::take(&mut *self.hosts.told.lock().unwrap())
+    }
+}
+
+/// Pods that ask for so many CPUs each.
+fn wants_cpu(pods: &[(&str, i64)]) -> SourceUpdate {
+    let sourced = |(uid, cpu): &(&str, i64)| {
+        let mut pod = pod(uid, &format!("p{uid}"));
+        let requests = serde_json::json!({"requests": {"cpu": cpu.to_string()}});
+        pod.spec.as_mut().unwrap().containers[0].resources = Some(serde_json::from_value(requests).unwrap());
+        set_pod_defaults(&mut pod);
+        Arc::new(SourcedPod { pod, origin: format!("file:/m/p{uid}.yaml"), document: 0 })
+    };
+    SourceUpdate { pods: pods.iter().map(sourced).collect(), ..SourceUpdate::empty(SourceId::File) }
+}
+
+fn cpu(amount: &str) -> Change {
+    let amount = BTreeMap::from([("cpu".to_owned(), serde_json::from_value(amount.into()).unwrap())]);
+    Change::Resize(Resize { container: Some("app".to_owned()), requests: amount, ..Resize::default() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_may_change_a_pod_that_keeps_its_uid() {
+    let mut rig = rig(&[]);
+    rig.reconcile(wants_image("busybox:1")).await;
+    assert_eq!(rig.reported(), (Some(1), "busybox:1".to_owned()));
+    rig.reconcile(wants_image("busybox:1")).await;
+    assert_eq!(rig.host("1").recorded.lock().unwrap().len(), 0, "it says the same again");
+    rig.reconcile(wants_image("busybox:2")).await;
+    assert_eq!(rig.reported(), (Some(2), "busybox:2".to_owned()));
+    assert!(rig.host("1").actions().contains(&start(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_not_change_is_a_problem_and_the_pod_goes_on() {
+    let mut rig = rig(&[]);
+    rig.reconcile(wants_image("busybox:1")).await;
+    let mut update = wants_image("busybox:2");
+    Arc::make_mut(&mut update.pods[0]).pod.spec.as_mut().unwrap().host_network = Some(true);
+    let desired = merge(&[Arc::new(update)], &rig.manager.uids());
+    let problems = rig.manager.reconcile(&desired, true, Instant::now());
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].message.contains("(changed: spec.hostNetwork)"), "{}", problems[0].message);
+    let again = rig.manager.reconcile(&desired, true, Instant::now());
+    assert_eq!(again, problems, "as long as it is so");
+    settle().await;
+    assert_eq!(rig.reported(), (Some(1), "busybox:1".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_made_here_outlasts_what_the_source_repeats() {
+    let mut rig = rig(&[]);
+    rig.reconcile(wants_image("busybox:1")).await;
+    // BestEffort may not become Burstable.
+    let refused = rig.change(cpu("100m")).await.unwrap_err();
+    assert!(refused.to_string().contains("Pod QOS Class may not change"), "{refused}");
+    let mut update = wants_image("busybox:1");
+    let requests = serde_json::json!({"requests": {"cpu": "1", "memory": "1Mi"}});
+    let spec = Arc::make_mut(&mut update.pods[0]).pod.spec.as_mut().unwrap();
+    spec.containers[0].resources = Some(serde_json::from_value(requests).unwrap());
+    let mut rig = self::rig(&[]);
+    rig.reconcile(update.clone()).await;
+    let changed = rig.change(cpu("2")).await.unwrap();
+    assert_eq!(changed.metadata.generation, Some(2));
+    assert_eq!(rig.host("1").recorded.lock().unwrap().len(), 1);
+    rig.reconcile(update).await;
+    assert_eq!(rig.reported().0, Some(2));
+    assert_eq!(rig.host("1").recorded.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_goes_or_was_refused_takes_no_change() {
+    let mut rig = rig(&["1"]);
+    rig.reconcile(wants_image("busybox:1")).await;
+    assert!(rig.change(cpu("1")).await.unwrap_err().to_string().contains("was not admitted"));
+    let mut rig = self::rig(&[]);
+    rig.script("1", stop(0), Step::Hold(Arc::new(Notify::new())));
+    rig.reconcile(wants_image("busybox:1")).await;
+    rig.reconcile(SourceUpdate::empty(SourceId::File)).await;
+    assert!(rig.change(cpu("1")).await.unwrap_err().to_string().contains("is being removed"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resize_gets_what_is_free_and_waits_for_what_is_not() {
+    let mut rig = rig(&[]);
+    rig.reconcile(wants_cpu(&[("1", 1), ("2", 2)])).await;
+    rig.change(cpu("2")).await.unwrap();
+    assert_eq!((rig.ledger("1"), rig.pending("1")), ((2, None), None));
+    let resize = Action::ResizePod { containers: BTreeMap::from([("app".to_owned(), 0)]) };
+    assert_eq!(rig.host("1").actions().iter().filter(|action| **action == resize).count(), 1);
+    assert_eq!(rig.told(), Vec::<String>::new());
+    let told = std::mem::take(&mut *rig.host("1").told.lock().unwrap());
+    assert_eq!(
+        told.iter().map(|(reason, _)| reason.as_str()).collect::<Vec<_>>(),
+        ["ResizeStarted", "ResizeCompleted"]
+    );
+
+    rig.change(cpu("3")).await.unwrap();
+    assert_eq!(rig.pending("1"), Some(("Deferred".to_owned(), "room for 2".to_owned())));
+    assert_eq!(rig.ledger("1"), (3, Some(2)), "it keeps what it has");
+    assert_eq!(rig.told(), ["ResizeDeferred"]);
+    rig.change(cpu("5")).await.unwrap();
+    let message = "Node didn't have enough capacity: cpu, requested: 5000, capacity: 4000";
+    assert_eq!(rig.pending("1"), Some(("Infeasible".to_owned(), message.to_owned())));
+    assert_eq!(rig.told(), ["ResizeInfeasible"]);
+    rig.change(cpu("2")).await.unwrap();
+    assert_eq!((rig.ledger("1"), rig.pending("1")), ((2, None), None), "it has what it wants");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deferred_resize_is_made_when_another_pod_goes_or_shrinks() {
+    let mut rig = rig(&[]);
+    rig.reconcile(wants_cpu(&[("1", 1), ("2", 2), ("3", 1)])).await;
+    rig.change(cpu("2")).await.unwrap();
+    assert!(rig.pending("1").is_some());
+    rig.change_of("2", cpu("1")).await.unwrap();
+    assert_eq!((rig.ledger("1"), rig.pending("1")), ((2, None), None));
+    rig.change(cpu("3")).await.unwrap();
+    assert!(rig.pending("1").is_some());
+    let without = wants_cpu(&[("1", 1), ("2", 2)]);
+    rig.reconcile(without.clone()).await;
+    rig.gone().await;
+    rig.reconcile(without).await;
+    assert_eq!((rig.ledger("1"), rig.pending("1")), ((3, None), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_resize_holds_nothing_back_and_is_counted_by_what_it_has() {
+    let mut rig = rig(&[]);
+    rig.reconcile(wants_cpu(&[("1", 1), ("2", 2)])).await;
+    rig.change(cpu("3")).await.unwrap();
+    rig.reconcile(wants_cpu(&[("1", 1), ("2", 2), ("3", 1)])).await;
+    assert_eq!(rig.phase("3"), "Running");
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,11 +18,13 @@ pub mod records;
 mod recover;
 #[cfg(test)]
 mod recover_tests;
+mod resize;
 mod ruleset;
 pub mod run;
 pub mod shared;
 mod teardown;
 #[cfg(test)]
 mod testing;
+mod updates;
 mod volumes;
 mod watch;

@@ -4,17 +4,19 @@ use std::{
     collections::BTreeSet,
     os::fd::OwnedFd,
     sync::{Arc, PoisonError},
+    time::Duration,
 };
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     actor::Report,
     handle::{BoxFuture, ContainerView, ExecSession, ManifestProblem, Node, NodeError, PodView, Usage},
-    manager::{Entries, Entry},
+    manager::{Entries, Entry, Update},
 };
 use crate::{
+    api::update::Change,
     pod::observed::{AttemptState, Sandbox},
     store::layout::Layout,
     supervisor::spec::ExecSpec,
@@ -28,11 +30,21 @@ pub struct RunningNode {
     pub problems: watch::Receiver<Vec<ManifestProblem>>,
     /// Directories.
     pub layout: Layout,
+    /// Changes that the manager decides.
+    pub updates: mpsc::Sender<Update>,
 }
+
+/// How long a change may take to be durable before whoever asked is told that it is not yet.
+const RECORDED: Duration = Duration::from_secs(30);
 
 impl RunningNode {
     fn snapshot(&self) -> Vec<Entry> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn entry(&self, uid: &str) -> Result<Entry, NodeError> {
+        let entry = self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned();
+        entry.ok_or_else(|| NodeError::NotFound(format!("pod {uid}")))
     }
 
     fn view(&self, entry: &Entry) -> PodView {
@@ -127,14 +139,77 @@ impl Node for RunningNode {
 
     fn exec(&self, uid: String, spec: ExecSpec, stdio: Vec<OwnedFd>) -> BoxFuture<'_, Result<ExecSession, NodeError>> {
         Box::pin(async move {
-            let entry = self.entries.lock().unwrap_or_else(PoisonError::into_inner).get(&uid).cloned();
-            let Some(entry) = entry else { return Err(NodeError::NotFound(format!("pod {uid}"))) };
+            let entry = self.entry(&uid)?;
             let report = entry.reports.borrow().clone();
             let runs = report.is_some_and(|report| report.observed.running().any(|(name, _)| name == spec.container));
             if !runs {
                 return Err(NodeError::Conflict(format!("container {} is not running", spec.container)));
             }
             entry.host.clone().exec(spec, stdio).await
+        })
+    }
+
+    fn attach(
+        &self,
+        uid: String,
+        container: String,
+        stdio: Vec<OwnedFd>,
+    ) -> BoxFuture<'_, Result<ExecSession, NodeError>> {
+        Box::pin(async move {
+            let entry = self.entry(&uid)?;
+            let mut reports = entry.reports.clone();
+            let running = |report: &Option<Arc<Report>>| {
+                let attempt = report.as_ref()?.observed.latest(&container)?;
+                matches!(attempt.state, AttemptState::Running { .. }).then_some(attempt.number)
+            };
+            let attempt = running(&reports.borrow());
+            let Some(attempt) = attempt else {
+                return Err(NodeError::Conflict(format!("container {container} is not running")));
+            };
+            entry.host.clone().attach(container.clone(), stdio).await?;
+            let exit = async move {
+                loop {
+                    let ended = reports.borrow_and_update().as_ref().and_then(|report| {
+                        let attempts = report.observed.containers.get(&container)?;
+                        let attempt = attempts.iter().find(|found| found.number == attempt)?;
+                        match &attempt.state {
+                            AttemptState::Ended(ended) => Some(ended.exit_code),
+                            AttemptState::Running { .. } => None,
+                        }
+                    });
+                    match ended {
+                        Some(code) => return Ok(code),
+                        None if reports.changed().await.is_err() => {
+                            return Err(NodeError::Conflict(format!("the pod of container {container} is gone")));
+                        }
+                        None => {}
+                    }
+                }
+            };
+            Ok(ExecSession { terminal: None, exit: Box::pin(exit) })
+        })
+    }
+
+    fn update(&self, uid: String, change: Change) -> BoxFuture<'_, Result<Pod, NodeError>> {
+        Box::pin(async move {
+            let mut reports = self.entry(&uid)?.reports;
+            let (answer, decided) = oneshot::channel();
+            let stopping = || NodeError::Conflict("the agent is stopping".to_owned());
+            self.updates.send(Update { uid, change, answer }).await.map_err(|_| stopping())?;
+            let pod = decided.await.map_err(|_| stopping())??;
+            // The actor goes by the pod, and reports it, when it is durable.
+            let durable = reports.wait_for(|report| {
+                let generation = report.as_ref().and_then(|report| report.pod.metadata.generation);
+                generation >= pod.metadata.generation
+            });
+            match tokio::time::timeout(RECORDED, durable).await {
+                Ok(Ok(report)) => Ok(report.as_ref().map_or_else(|| Pod::clone(&pod), |report| report.pod.clone())),
+                Ok(Err(_)) => Err(NodeError::Conflict("the pod is gone".to_owned())),
+                Err(_) => {
+                    let message = "the change is accepted, but the ledger could not be written yet; it is tried again";
+                    Err(NodeError::Internal(message.to_owned()))
+                }
+            }
         })
     }
 

@@ -3,9 +3,13 @@
 use std::sync::Arc;
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use md5::{Digest, Md5};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::pod::desired::SourceId;
+use crate::{
+    api::static_pod::SEEN_ANNOTATION,
+    pod::{desired::SourceId, resize::Allocation},
+};
 
 /// Version of `pod.json`.
 pub const VERSION: u32 = 1;
@@ -16,15 +20,22 @@ pub const VERSION: u32 = 1;
 pub struct PodRecord {
     /// [`VERSION`] of the writer.
     pub version: u32,
-    /// As admitted, without a status.
+    /// As it is wanted, without a status.
     #[serde(serialize_with = "write_pod", deserialize_with = "read_pod")]
     pub pod: Arc<Pod>,
+    /// What the node has given the pod, where that is not what its spec asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocated: Option<Allocation>,
     /// Which source wanted it.
     pub source: SourceId,
     /// Where exactly (`file:<path>`).
     pub origin: String,
     /// When the agent took it up (`status.startTime`).
     pub start_time: Timestamp,
+    /// Digest of the pod as its source last wanted it (see [`digest`]), which tells a change at the source from one that
+    /// was made here. Older agents wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sourced: Option<String>,
 }
 
 impl PodRecord {
@@ -32,6 +43,27 @@ impl PodRecord {
     pub fn uid(&self) -> &str {
         self.pod.metadata.uid.as_deref().unwrap_or_default()
     }
+
+    /// The pod with what it is allocated in its spec: what runs, and what it counts for.
+    pub fn effective(&self) -> Arc<Pod> {
+        match &self.allocated {
+            None => self.pod.clone(),
+            Some(allocated) => Arc::new(allocated.apply(&self.pod)),
+        }
+    }
+}
+
+/// Tells two pods of a source apart. When a pod was first seen is no part of it: every start of the agent sees it anew.
+pub fn digest(pod: &Pod) -> String {
+    let mut pod = pod.clone();
+    pod.metadata.creation_timestamp = None;
+    if let Some(annotations) = &mut pod.metadata.annotations {
+        annotations.remove(SEEN_ANNOTATION);
+    }
+    pod.status = None;
+    // An object of the API always has a JSON form, and its maps are sorted.
+    let digest = Md5::digest(serde_json::to_vec(&pod).unwrap_or_default());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn write_pod<S: Serializer>(pod: &Arc<Pod>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -25,7 +25,7 @@ use crate::{
     pod::{
         Memory, ObservedPod,
         backoff::BackoffPolicy,
-        observed::{AttemptState, Leftovers, Network, Sandbox},
+        observed::{AttemptState, Launched, Leftovers, Network, Sandbox},
     },
     runtime::{
         client::{ClientError, Supervisor},
@@ -37,7 +37,7 @@ use crate::{
     },
     supervisor::{
         protocol::{RunningContainer, Snapshot},
-        spec::SandboxSpec,
+        spec::{LaunchSpec, SandboxSpec},
     },
     volume::remove,
 };
@@ -190,6 +190,9 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
     let made = !matches!(sandbox, Ok(None));
     let falls_back = |container: &str| host.falls_back_to_logs(container);
     attempts(&host.dirs, &mut observed, snapshot.as_ref(), made, &name, &falls_back);
+    if matches!(observed.sandbox, Sandbox::Running { .. }) {
+        host.observe_sizes(&record.effective(), &mut observed);
+    }
     for (container, attempts) in &observed.containers {
         if let Some(latest) = attempts.last() {
             let started = match &latest.state {
@@ -217,9 +220,9 @@ async fn connect(host: &Arc<Host>, observed: &mut ObservedPod, recorded: bool, n
             host.connected(connected, observed.generation);
             if let Network::Leased(addresses) = &observed.network {
                 let addresses = addresses.clone();
-                let attaching = host.clone();
+                let (attaching, pod) = (host.clone(), host.pod());
                 // Repeatable: what is attached already stays as it is, and what was half-made is completed.
-                match tokio::task::spawn_blocking(move || attaching.attach_network()).await {
+                match tokio::task::spawn_blocking(move || attaching.attach_network(&pod)).await {
                     Ok(Ok(_)) => observed.network = Network::Attached(addresses),
                     Ok(Err(error)) => warn!(pod = name, "{}", error.message),
                     Err(error) => warn!(pod = name, %error, "attach the network"),
@@ -283,7 +286,21 @@ pub(super) fn attempts(
             }
             (None, None) => recorded.ended(&directory, false, Timestamp::now()),
         };
+        note_launch(observed, launch, directory.restart_file().exists());
         observed.record(&launch.container.clone(), attempt);
+    }
+}
+
+/// What the newest attempt of a container runs with, and whether it was being stopped to be started again.
+fn note_launch(observed: &mut ObservedPod, launch: &LaunchSpec, restart: bool) {
+    if observed.launched.get(&launch.container).is_some_and(|known| known.attempt > launch.attempt) {
+        return;
+    }
+    // The resources are read from its cgroup where it runs.
+    let launched = Launched { attempt: launch.attempt, image: launch.image.clone(), ..Launched::default() };
+    observed.launched.insert(launch.container.clone(), launched);
+    if restart {
+        observed.restarts.insert(launch.container.clone(), launch.attempt);
     }
 }
 

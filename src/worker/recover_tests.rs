@@ -53,9 +53,11 @@ impl Place {
         let record = PodRecord {
             version,
             pod: std::sync::Arc::new(pod),
+            allocated: None,
             source: SourceId::File,
             origin: "file:/m/a.yaml".to_owned(),
             start_time: Timestamp::now(),
+            sourced: None,
         };
         let directory = self.layout.pods().join(directory);
         fs::create_dir_all(&directory).unwrap();

@@ -10,12 +10,12 @@ use std::{
 
 use futures_util::future::join_all;
 use k8s_openapi::jiff::SignedDuration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
 
 use super::{
     machine,
-    manager::{Entries, Manager},
+    manager::{Entries, Manager, Update},
     node::RunningNode,
     recover, ruleset,
     shared::{RealHosts, Shared},
@@ -40,6 +40,9 @@ use crate::{
     },
     sys::process,
 };
+
+/// Changes of pods that may wait for the manager; whoever asks for another waits beyond that.
+const UPDATES: usize = 16;
 
 /// How long after the last change of the pods the memory that it took is given back.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -100,6 +103,7 @@ pub struct Agent {
     problems: watch::Sender<Vec<ManifestProblem>>,
     /// What pods refer to, as it was put together last.
     objects: DesiredObjects,
+    updates: mpsc::Receiver<Update>,
     /// Pods of the ledger that are left alone.
     unreadable: Vec<ManifestProblem>,
     /// What the servers show.
@@ -198,13 +202,16 @@ impl Agent {
 
         let (sources, file_source) = start_sources(&shared.config)?;
         let (problems, readers) = watch::channel(unreadable.clone());
-        let node = Arc::new(RunningNode { entries, problems: readers, layout: shared.config.layout.clone() });
+        let (sender, updates) = mpsc::channel(UPDATES);
+        let layout = shared.config.layout.clone();
+        let node = Arc::new(RunningNode { entries, problems: readers, layout, updates: sender });
         Ok(Agent {
             shared,
             manager,
             sources,
             problems,
             objects: DesiredObjects::default(),
+            updates,
             unreadable,
             node,
             _locks: locks,
@@ -241,8 +248,8 @@ impl Agent {
                     None => std::future::pending().await,
                 }
             };
-            // Cancel-safe: a notification or a change stays until it is taken, `pod_gone` loses no actor when it is
-            // dropped, and the time to tidy stays what it is.
+            // Cancel-safe: a notification or a change stays until it is taken, `pod_gone` loses no actor and `recv` no
+            // message when it is dropped, and the time to tidy stays what it is.
             tokio::select! {
                 biased;
                 () = &mut stop => break,
@@ -253,6 +260,7 @@ impl Agent {
                     self.manager.objects_changed(now);
                 }
                 () = self.manager.pod_gone() => self.reconcile(),
+                Some(update) = self.updates.recv() => self.manager.update(update),
                 () = tidying => {
                     tidy_at = None;
                     tokio::task::spawn_blocking(process::trim_heap);
@@ -285,6 +293,8 @@ impl Agent {
         let mut desired = desired::merge(&updates, &self.manager.uids());
         desired.problems.extend(self.objects.problems.iter().cloned());
         desired.problems.extend(self.unreadable.iter().cloned());
+        let not_followed = self.manager.reconcile(&desired, complete, seen);
+        desired.problems.extend(not_followed);
         self.problems.send_if_modified(|problems| {
             let changed = *problems != desired.problems;
             if changed {
@@ -295,7 +305,6 @@ impl Agent {
             }
             changed
         });
-        self.manager.reconcile(&desired, complete, seen);
     }
 }
 

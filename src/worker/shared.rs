@@ -7,7 +7,7 @@ use std::{
 };
 
 use berth_cni::Network;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{
@@ -22,13 +22,13 @@ use crate::{
     api::{
         objects::Objects,
         qos::{QosClass, qos_class},
-        resources::{CPU, pod_requests},
+        resources::{CPU, Resources, pod_requests},
         unsupported::{Consequence, unsupported},
     },
     cgroup::{Cgroups, Layout},
     config::NodeConfig,
     image::{Credentials, Image, ImageConfig, ImageError, ImageStore, Mirror, RegistryConfig},
-    obs::events::Recorder,
+    obs::events::{Recorder, Severity},
     pod::{
         Rejection,
         admission::{self, NodeFacts},
@@ -90,6 +90,14 @@ impl Hosts for RealHosts {
 
     fn changed(&self, pods: &[&Pod]) {
         self.0.set_burstable(pods);
+    }
+
+    fn allocatable(&self) -> Resources {
+        self.0.facts.allocatable.clone()
+    }
+
+    fn event(&self, pod: &Pod, severity: Severity, reason: &str, message: String) {
+        self.0.events.record(pod, None, severity, reason, message, Timestamp::now());
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{fs, io, path::Path, sync::Arc};
 
+use k8s_openapi::api::core::v1::Pod;
+
 use super::{
     execute::{Host, blocking},
     handle::Usage,
@@ -59,8 +61,8 @@ impl Host {
         Ok(Done::new(Outcome::Done))
     }
 
-    pub(super) fn detach_network(&self) -> Result<Done, ActionError> {
-        let ports = inputs::port_mappings(&self.record.pod);
+    pub(super) fn detach_network(&self, pod: &Pod) -> Result<Done, ActionError> {
+        let ports = inputs::port_mappings(pod);
         self.shared.network.detach(self.uid(), &ports).map_err(because("FailedKillPod"))?;
         Ok(Done::new(Outcome::Done))
     }
@@ -119,7 +121,8 @@ impl Host {
 
     /// Figures of the pod as a whole, then of its running containers.
     pub(super) fn figures(&self, running: &[(String, String)]) -> Vec<Usage> {
-        let metadata = &self.record.pod.metadata;
+        let pod = self.pod();
+        let metadata = &pod.metadata;
         let pod = format!(
             "{}/{}",
             metadata.namespace.as_deref().unwrap_or_default(),

@@ -18,12 +18,15 @@ use tokio::{
 use super::{
     handle::BoxFuture,
     host::{ActionError, Done, PodEvent, PodHost},
+    record::{self, PodRecord},
 };
 use crate::{
+    obs::events::Severity,
     pod::{
         Action, NodeView, Outcome,
         backoff::CRASH_LOOP,
-        observed::{Attempt, AttemptState, Ended, Written},
+        desired::SourceId,
+        observed::{Attempt, AttemptState, Ended, Launched, Written},
     },
     supervisor::spec::{
         CgroupPlacement, ExitRecord, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, UserSpec, VERSION,
@@ -78,6 +81,10 @@ pub struct FakeHost {
     script: Mutex<BTreeMap<Action, VecDeque<Step>>>,
     begun: Mutex<Vec<(Action, Duration)>>,
     ended: Mutex<Vec<(String, u32)>>,
+    /// What was to be written into the ledger.
+    pub recorded: Mutex<Vec<Arc<PodRecord>>>,
+    /// Reasons and messages of events.
+    pub told: Mutex<Vec<(String, String)>>,
     generation: Mutex<u32>,
     /// Content that each volume should have.
     pub contents: Mutex<BTreeMap<String, u64>>,
@@ -93,6 +100,8 @@ impl FakeHost {
             script: Mutex::default(),
             begun: Mutex::default(),
             ended: Mutex::default(),
+            recorded: Mutex::default(),
+            told: Mutex::default(),
             generation: Mutex::default(),
             contents: Mutex::default(),
             released: watch::Sender::default(),
@@ -121,8 +130,14 @@ impl FakeHost {
         self.ended.lock().unwrap().clone()
     }
 
-    async fn healthy(&self, action: Action) -> Outcome {
+    async fn healthy(&self, pod: &Pod, action: Action) -> Outcome {
         match action {
+            Action::PrepareContainer { container, attempt, .. } => {
+                let mut containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+                let found = containers.find(|found| found.name == container).cloned().unwrap_or_default();
+                let (image, resources) = (found.image.unwrap_or_default(), found.resources.unwrap_or_default());
+                Outcome::Prepared(Launched { attempt, image, resources })
+            }
             Action::LeaseAddresses => Outcome::Leased(vec!["10.85.0.2".parse().unwrap()]),
             Action::MountVolume(name) | Action::RefreshVolume(name) => {
                 let content = self.contents.lock().unwrap().get(&name).copied();
@@ -143,7 +158,9 @@ impl FakeHost {
                 Outcome::Attempt(running(&container, attempt, generation, self.clock.now()))
             }
             Action::ReleaseContainer { container, attempt, .. } => {
-                self.released.send_if_modified(|released| released.insert((container, attempt)));
+                self.released.send_modify(|released| {
+                    released.insert((container, attempt));
+                });
                 Outcome::Done
             }
             Action::StopContainer { container, attempt } | Action::KillContainer { container, attempt } => {
@@ -160,7 +177,7 @@ impl FakeHost {
 }
 
 impl PodHost for FakeHost {
-    fn execute(self: Arc<Self>, _pod: Arc<Pod>, action: Action) -> BoxFuture<'static, Result<Done, ActionError>> {
+    fn execute(self: Arc<Self>, pod: Arc<Pod>, action: Action) -> BoxFuture<'static, Result<Done, ActionError>> {
         self.begun.lock().unwrap().push((action.clone(), self.clock.passed()));
         let step = self.script.lock().unwrap().get_mut(&action).and_then(VecDeque::pop_front);
         Box::pin(async move {
@@ -176,8 +193,13 @@ impl PodHost for FakeHost {
                 Some(Step::Hold(release)) => release.notified().await,
                 None => {}
             }
-            Ok(Done::new(self.healthy(action).await))
+            Ok(Done::new(self.healthy(&pod, action).await))
         })
+    }
+
+    fn record(self: Arc<Self>, record: Arc<PodRecord>) -> BoxFuture<'static, Result<Done, ActionError>> {
+        self.recorded.lock().unwrap().push(record.clone());
+        self.execute(record.pod.clone(), Action::RecordPod)
     }
 
     fn now(&self) -> Timestamp {
@@ -186,6 +208,10 @@ impl PodHost for FakeHost {
 
     fn contents(&self, _pod: &Pod) -> BTreeMap<String, u64> {
         self.contents.lock().unwrap().clone()
+    }
+
+    fn event(&self, _pod: &Pod, _severity: Severity, reason: &str, message: String) {
+        self.told.lock().unwrap().push((reason.to_owned(), message));
     }
 
     fn attempt_ended(&self, attempt: &Attempt) {
@@ -229,6 +255,20 @@ pub fn pod(uid: &str, name: &str) -> Pod {
         ..PodSpec::default()
     });
     pod
+}
+
+/// The ledger's entry of a pod from a file.
+pub fn record(pod: Pod, start_time: Timestamp) -> PodRecord {
+    let origin = format!("file:/m/{}.yaml", pod.metadata.name.as_deref().unwrap_or_default());
+    PodRecord {
+        version: record::VERSION,
+        pod: Arc::new(pod),
+        allocated: None,
+        source: SourceId::File,
+        origin,
+        start_time,
+        sourced: None,
+    }
 }
 
 pub fn node() -> Arc<NodeView> {

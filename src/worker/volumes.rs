@@ -8,7 +8,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    execute::{Host, blocking},
+    execute::{Host, blocking, spec_of},
     host::{ActionError, Done},
 };
 use crate::{
@@ -28,7 +28,7 @@ impl Host {
     /// Sets up a volume, or writes it anew. One whose objects are gone, or are not known yet after a restart of the
     /// agent, stays as it is if it was set up before: a pod that runs is not to suffer from that.
     pub(super) async fn mount_volume(self: &Arc<Self>, pod: Arc<Pod>, name: String) -> Result<Done, ActionError> {
-        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+        let volumes = spec_of(&pod).volumes.as_deref().unwrap_or_default();
         let Some(volume) = volumes.iter().find(|volume| volume.name == name).cloned() else {
             return Ok(Done::new(Outcome::Done));
         };
@@ -65,10 +65,11 @@ impl Host {
         objects: &Objects,
         content: Option<&Payload>,
     ) -> Result<(), ActionError> {
-        let security = self.spec().security_context.as_ref();
+        let spec = spec_of(pod);
+        let security = spec.security_context.as_ref();
         let context = VolumeContext {
             fs_group: security.and_then(|security| security.fs_group).and_then(|group| u32::try_from(group).ok()),
-            memory_limit: self.shared.pod_limits(self.spec()).memory,
+            memory_limit: self.shared.pod_limits(spec).memory,
             node_memory: self.shared.memory,
         };
         let input = VolumeInput { volume, pod, objects, content };
@@ -89,7 +90,7 @@ impl Host {
 
     /// What stands for the content that each volume of `pod` should have now.
     pub(super) fn wanted_contents(&self, pod: &Pod) -> BTreeMap<String, u64> {
-        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+        let volumes = spec_of(pod).volumes.as_deref().unwrap_or_default();
         let objects = self.shared.objects.borrow().clone();
         let input = ContentInput { pod, objects: &objects, allocatable: &self.shared.launch.allocatable };
         let of_content = volumes.iter().filter(|volume| content::has_content(volume));

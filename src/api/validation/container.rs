@@ -52,7 +52,13 @@ fn unique_name<'c>(path: &str, container: &'c Container, seen: &mut BTreeSet<&'c
     }
 }
 
-fn validate(path: &str, container: &Container, spec: &PodSpec, volumes: &BTreeSet<&str>, errors: &mut Errors) {
+pub(super) fn validate(
+    path: &str,
+    container: &Container,
+    spec: &PodSpec,
+    volumes: &BTreeSet<&str>,
+    errors: &mut Errors,
+) {
     let name_path = format!("{path}.name");
     if container.name.is_empty() {
         errors.push(FieldError::required(name_path));

@@ -11,6 +11,7 @@ use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectM
 mod container;
 mod content;
 mod env;
+mod ephemeral;
 mod handler;
 mod mounts;
 mod names;
@@ -125,8 +126,19 @@ impl Errors {
     }
 }
 
-/// All errors of a pod, in the order of its fields; none means that it may run.
+/// All errors of a new pod, in the order of its fields; none means that it may run.
 pub fn validate_pod(pod: &Pod) -> Vec<FieldError> {
+    let mut errors = validate_pod_update(pod);
+    let ephemeral = pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_ref());
+    if ephemeral.is_some_and(|containers| !containers.is_empty()) {
+        errors.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
+    }
+    errors
+}
+
+/// All errors of a pod that takes the place of another, whatever it was before; see
+/// [`crate::api::update::validate_update`].
+pub fn validate_pod_update(pod: &Pod) -> Vec<FieldError> {
     let mut errors = Errors::default();
     metadata(pod, &mut errors);
     match &pod.spec {

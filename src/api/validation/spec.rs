@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{HostAlias, PodDNSConfig, PodSpec};
 
-use super::{Errors, FieldError, container, names, resources, scheduling, security, volumes};
+use super::{Errors, FieldError, container, ephemeral, names, resources, scheduling, security, volumes};
 
 /// Limits of resolvers, as upstream has them.
 const MAX_NAMESERVERS: usize = 3;
@@ -12,6 +12,7 @@ const MAX_SEARCH_CHARACTERS: usize = 2048;
 pub(super) fn validate(spec: &PodSpec, errors: &mut Errors) {
     let volume_names = volumes::validate(spec.volumes.as_deref().unwrap_or_default(), errors);
     container::validate_all(spec, &volume_names, errors);
+    ephemeral::validate(spec, &volume_names, errors);
     if let Some(pod_level) = &spec.resources {
         resources::pod_level(spec, pod_level, errors);
     }
@@ -71,9 +72,6 @@ pub(super) fn validate(spec: &PodSpec, errors: &mut Errors) {
     }
     if let Some(os) = &spec.os {
         errors.one_of("spec.os.name", Some(&os.name), &["linux", "windows"]);
-    }
-    if spec.ephemeral_containers.as_ref().is_some_and(|containers| !containers.is_empty()) {
-        errors.push(FieldError::forbidden("spec.ephemeralContainers", "cannot be set on create"));
     }
 }
 
