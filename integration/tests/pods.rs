@@ -278,7 +278,7 @@ fn bad_input_is_named_and_harms_nobody() {
     let agent = agent(&place);
     agent.apply("good.json", &fixtures::pod("good", "sleep 1000"));
     agent.apply("broken.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: [\n");
-    agent.apply("kind.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: x}\n");
+    agent.apply("kind.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n");
     agent.apply("name.json", &fixtures::pod("Not_A_Name", "true"));
     agent.apply("again.json", &fixtures::pod("good", "sleep 2000"));
     agent.apply("command.json", &fixtures::pod("command", "x").replace("\"sh\"", "\"no-such-command\""));
@@ -316,7 +316,7 @@ fn bad_input_is_named_and_harms_nobody() {
     let problems = agent.ok(&["pods"]);
     for words in [
         ["broken.yaml", "broken.yaml"],
-        ["kind.yaml", "Service"],
+        ["kind.yaml", "Deployment"],
         ["name.json", "metadata.name"],
         ["again.json", "good"],
         ["user.json", "runAsUser"],

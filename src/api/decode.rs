@@ -55,14 +55,20 @@ struct Findings {
 }
 
 /// The way from the root, as a list on the stack: it costs nothing until it is written out.
-struct Path<'p> {
-    parent: Option<&'p Path<'p>>,
-    step: Step<'p>,
+pub(super) struct Path<'p> {
+    /// `None` at the root.
+    pub parent: Option<&'p Path<'p>>,
+    /// From there to here.
+    pub step: Step<'p>,
 }
 
-enum Step<'p> {
+/// One step of a [`Path`].
+pub(super) enum Step<'p> {
+    /// The root's own path.
     Base(&'p str),
+    /// A field of an object.
     Field(&'p str),
+    /// An element of a sequence.
     Index(usize),
 }
 

@@ -1,14 +1,18 @@
-//! From the bytes of a manifest to pods.
+//! From the bytes of a manifest to pods and the objects they refer to.
 //!
-//! Accepted are YAML and JSON, several documents in one file, and of kinds only those that upstream's node agent
-//! takes from files and URLs: Pod, PodList and List of `v1`. Whatever one document holds, the others are used.
-//! Decoding is lenient where upstream is (unknown and repeated fields) and says so in warnings.
+//! Accepted are YAML and JSON, several documents in one file, Pod (as upstream's node agent), the kinds of
+//! [`ObjectKind`], and lists of both: `List` and the kind's own (`ConfigMapList`). Whatever one document holds, the
+//! others are used. Decoding is lenient where upstream is (unknown and repeated fields) and says so in warnings.
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
-use super::decode::{TypeError, decode};
+use super::{
+    decode::{TypeError, decode},
+    json::Written,
+    object::{Object, ObjectKind},
+};
 
 /// Largest manifest read, in bytes. Upstream limits a configuration read over HTTP to 10 MiB; files get the same.
 pub const MAX_BYTES: usize = 10 << 20;
@@ -16,20 +20,30 @@ pub const MAX_BYTES: usize = 10 << 20;
 /// Most documents in one manifest; keeps a file of separators from occupying anybody.
 const MAX_DOCUMENTS: usize = 1024;
 
-/// One pod of a manifest, or why there is none.
+/// What a manifest can hold.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Item {
+    /// A pod.
+    Pod(Box<Pod>),
+    /// Something a pod may refer to.
+    Object(Object),
+}
+
+/// One item of a manifest, or why there is none.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoded {
     /// Document within the manifest, from 0; `None` when the manifest as a whole could not be read.
     pub document: Option<usize>,
-    /// `namespace/name` or `name` as written, as far as it could be made out.
+    /// `namespace/name` or `name` as written, as far as it could be made out; with its kind before it if that is known
+    /// and not Pod.
     pub name: Option<String>,
-    /// The pod as written (nothing defaulted), or the error.
-    pub pod: Result<Pod, ManifestError>,
+    /// The item as written (nothing defaulted), or the error.
+    pub item: Result<Item, ManifestError>,
     /// What was overlooked: unknown and repeated fields.
     pub warnings: Vec<String>,
 }
 
-/// Why a manifest, or one pod of it, cannot be used.
+/// Why a manifest, or one item of it, cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// Over [`MAX_BYTES`].
@@ -56,10 +70,8 @@ pub enum ManifestError {
     /// A field that says what it is, is missing.
     #[error("{0}: Required value")]
     Untyped(String),
-    /// An object that is no pod.
-    #[error(
-        "{path}kind {kind:?} of apiVersion {api_version:?} cannot be run by a node: only v1 Pod, PodList and List can"
-    )]
+    /// An object that is nothing for a node.
+    #[error("{path}kind {kind:?} of apiVersion {api_version:?} cannot be used by a node: only {expected} can")]
     WrongKind {
         /// Empty, or where in a list it is: `items[2]: `.
         path: String,
@@ -67,15 +79,31 @@ pub enum ManifestError {
         api_version: String,
         /// As written.
         kind: String,
+        /// What could be used in its place.
+        expected: String,
     },
     /// A field has the wrong type.
     #[error(transparent)]
     Type(#[from] TypeError),
 }
 
-/// Decodes a manifest. The result has one element per pod or error, in the order of the text.
+/// The kinds that can be used, for messages.
+fn usable_kinds() -> String {
+    let of = |version: &str| -> Vec<&str> {
+        let kinds = ObjectKind::ALL.into_iter().filter(|kind| kind.api_version() == version);
+        kinds.map(ObjectKind::as_str).collect()
+    };
+    format!(
+        "v1 Pod, {}, node.k8s.io/v1 {}, storage.k8s.io/v1 {} and lists of them",
+        of("v1").join(", "),
+        of("node.k8s.io/v1").join(", "),
+        of("storage.k8s.io/v1").join(", ")
+    )
+}
+
+/// Decodes a manifest. The result has one element per item or error, in the order of the text.
 pub fn decode_manifest(bytes: &[u8]) -> Vec<Decoded> {
-    let whole = |error| vec![Decoded { document: None, name: None, pod: Err(error), warnings: Vec::new() }];
+    let whole = |error| vec![Decoded { document: None, name: None, item: Err(error), warnings: Vec::new() }];
     if bytes.len() > MAX_BYTES {
         return whole(ManifestError::TooLarge { size: bytes.len() });
     }
@@ -95,13 +123,13 @@ pub fn decode_manifest(bytes: &[u8]) -> Vec<Decoded> {
         match document {
             Ok(Document { value, warnings }) => {
                 let first = decoded.len();
-                decode_object(&value, "", index, &mut decoded);
+                decode_object(&value, Place::TOP, index, &mut decoded);
                 if let Some(first) = decoded.get_mut(first) {
                     first.warnings.splice(0..0, warnings);
                 }
             }
             Err(error) => {
-                decoded.push(Decoded { document: Some(index), name: None, pod: Err(error), warnings: Vec::new() })
+                decoded.push(Decoded { document: Some(index), name: None, item: Err(error), warnings: Vec::new() })
             }
         }
     }
@@ -114,16 +142,23 @@ struct Document {
     warnings: Vec<String>,
 }
 
+impl Document {
+    fn of(written: Written) -> Document {
+        let warning = |field: &String| format!("duplicate field {field:?}; the last one is used");
+        Document { value: written.value, warnings: written.repeated.iter().map(warning).collect() }
+    }
+}
+
 fn parse(text: &str) -> Result<Vec<Result<Document, ManifestError>>, ManifestError> {
     if !text.trim_start().starts_with('{') {
         return parse_yaml(text);
     }
     // What looks like JSON is read as JSON, for its speed and its messages. Flow-style YAML looks the same, so YAML has
     // the last word when JSON fails; if that fails too the author most likely meant JSON.
-    let json = serde_json::Deserializer::from_str(text).into_iter::<Value>().collect::<Result<Vec<_>, _>>();
+    let json = serde_json::Deserializer::from_str(text).into_iter::<Written>().collect::<Result<Vec<_>, _>>();
     match json {
         Ok(values) if values.len() > MAX_DOCUMENTS => Err(ManifestError::TooManyDocuments),
-        Ok(values) => Ok(values.into_iter().map(|value| Ok(Document { value, warnings: Vec::new() })).collect()),
+        Ok(values) => Ok(values.into_iter().map(|written| Ok(Document::of(written))).collect()),
         Err(error) => match parse_yaml(text) {
             Ok(documents) if documents.iter().all(Result::is_ok) => Ok(documents),
             _ => Ok(vec![Err(ManifestError::Syntax(format!("invalid JSON: {error}")))]),
@@ -213,8 +248,31 @@ fn yaml_message(error: &serde_saphyr::Error, lines_before: u64) -> String {
     }
 }
 
-fn decode_object(value: &Value, path: &str, document: usize, decoded: &mut Vec<Decoded>) {
-    let failed = |name, error| Decoded { document: Some(document), name, pod: Err(error), warnings: Vec::new() };
+/// Where in a document an object stands.
+#[derive(Clone, Copy)]
+struct Place<'p> {
+    /// Empty at the top, `items[2]` in a list.
+    path: &'p str,
+    /// `apiVersion` and `kind` of an item that does not say them, and whether it must be of these.
+    implied: Option<(&'p str, &'p str, bool)>,
+}
+
+impl Place<'_> {
+    const TOP: Place<'static> = Place { path: "", implied: None };
+}
+
+/// The kind of the items of a list: `Ok(None)` for one of anything, `Err` if it is no list.
+fn list_of<'k>(api_version: &str, kind: &'k str) -> Result<Option<&'k str>, ()> {
+    match (api_version, kind.strip_suffix("List").ok_or(())?) {
+        ("v1", "") => Ok(None),
+        ("v1", "Pod") => Ok(Some("Pod")),
+        (_, item) => ObjectKind::of(api_version, item).map(|_| Some(item)).ok_or(()),
+    }
+}
+
+fn decode_object(value: &Value, place: Place<'_>, document: usize, decoded: &mut Vec<Decoded>) {
+    let path = place.path;
+    let failed = |name, error| Decoded { document: Some(document), name, item: Err(error), warnings: Vec::new() };
     let kind_of = |value: &Value| match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -229,51 +287,71 @@ fn decode_object(value: &Value, path: &str, document: usize, decoded: &mut Vec<D
     };
     let below = |field: &str| if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") };
     let text = |field: &str| fields.get(field).and_then(Value::as_str).unwrap_or_default();
-    // Items of a PodList may leave out what the list has said; so may the items of a List, whose only use here it is.
-    let in_list = !path.is_empty();
     for field in ["apiVersion", "kind"] {
-        if text(field).is_empty() && !(in_list && fields.get(field).is_none_or(Value::is_null)) {
-            decoded.push(failed(name_of(value), ManifestError::Untyped(below(field))));
+        // An item of a list may leave out what the list says of it.
+        let implied = place.implied.is_some() && fields.get(field).is_none_or(Value::is_null);
+        if text(field).is_empty() && !implied {
+            decoded.push(failed(name_of(value, None), ManifestError::Untyped(below(field))));
             return;
         }
     }
-    match (text("apiVersion"), text("kind")) {
-        ("v1", "PodList" | "List") if !in_list => {
-            let Some(items) = fields.get("items").filter(|items| !items.is_null()) else { return };
-            let Value::Array(items) = items else {
-                let message = format!("expected a sequence, found {}", kind_of(items));
-                let error = TypeError { path: "items".to_owned(), message };
-                decoded.push(failed(None, error.into()));
-                return;
-            };
-            for (index, item) in items.iter().enumerate() {
-                decode_object(item, &format!("items[{index}]"), document, decoded);
-            }
+    let (implied_version, implied_kind, bound) = place.implied.unwrap_or_default();
+    let or = |written, implied| if str::is_empty(written) { implied } else { written };
+    let (api_version, kind) = (or(text("apiVersion"), implied_version), or(text("kind"), implied_kind));
+    if let (Ok(item_kind), true) = (list_of(api_version, kind), path.is_empty()) {
+        let Some(items) = fields.get("items").filter(|items| !items.is_null()) else { return };
+        let Value::Array(items) = items else {
+            let message = format!("expected a sequence, found {}", kind_of(items));
+            let error = TypeError { path: "items".to_owned(), message };
+            decoded.push(failed(None, error.into()));
+            return;
+        };
+        // Items of a List should say what they are. Those that do not are pods, the only ones there used to be.
+        let implied = Some((api_version, item_kind.unwrap_or("Pod"), item_kind.is_some()));
+        for (index, item) in items.iter().enumerate() {
+            let path = format!("items[{index}]");
+            decode_object(item, Place { path: &path, implied }, document, decoded);
         }
-        ("v1" | "", "Pod" | "") => {
-            let typed = decode::<Pod>(value, path);
-            decoded.push(Decoded {
-                document: Some(document),
-                name: name_of(value),
-                pod: typed.object.map_err(ManifestError::from),
-                warnings: typed.unknown.iter().map(|field| format!("unknown field {field:?}")).collect(),
-            });
-        }
-        (api_version, kind) => {
-            let path = if in_list { format!("{path}: ") } else { String::new() };
-            let error = ManifestError::WrongKind { path, api_version: api_version.into(), kind: kind.into() };
-            decoded.push(failed(name_of(value), error));
-        }
+        return;
     }
+    let fits = !bound || (api_version, kind) == (implied_version, implied_kind);
+    let (name, item, unknown) = match (fits, api_version, kind, ObjectKind::of(api_version, kind)) {
+        (true, "v1", "Pod", _) => {
+            let typed = decode::<Pod>(value, path);
+            (name_of(value, None), typed.object.map(|pod| Item::Pod(Box::new(pod))), typed.unknown)
+        }
+        (true, _, _, Some(kind)) => {
+            let typed = Object::decode(kind, value, path);
+            (name_of(value, Some(kind.as_str())), typed.object.map(Item::Object), typed.unknown)
+        }
+        _ => {
+            let path = if path.is_empty() { String::new() } else { format!("{path}: ") };
+            let expected = if bound { format!("{implied_version} {implied_kind}") } else { usable_kinds() };
+            let (api_version, kind) = (api_version.to_owned(), kind.to_owned());
+            let name = name_of(value, Some(kind.as_str()));
+            decoded.push(failed(name, ManifestError::WrongKind { path, api_version, kind, expected }));
+            return;
+        }
+    };
+    decoded.push(Decoded {
+        document: Some(document),
+        name,
+        item: item.map_err(ManifestError::from),
+        warnings: unknown.iter().map(|field| format!("unknown field {field:?}")).collect(),
+    });
 }
 
-/// `namespace/name` as written, for messages.
-fn name_of(value: &Value) -> Option<String> {
+/// `namespace/name` as written, for messages, after the kind.
+fn name_of(value: &Value, kind: Option<&str>) -> Option<String> {
     let text = |field| value.pointer(field).and_then(Value::as_str).filter(|text| !text.is_empty());
     let name = text("/metadata/name")?;
-    Some(match text("/metadata/namespace") {
+    let full_name = match text("/metadata/namespace") {
         Some(namespace) => format!("{namespace}/{name}"),
         None => name.to_owned(),
+    };
+    Some(match kind {
+        Some(kind) => format!("{kind} {full_name}"),
+        None => full_name,
     })
 }
 

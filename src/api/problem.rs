@@ -9,7 +9,8 @@ pub struct ManifestProblem {
     pub source: String,
     /// Which document of the file, from 0; `None` when the whole file is meant.
     pub document: Option<usize>,
-    /// `namespace/name` as far as it is known.
+    /// `namespace/name` as far as it is known; of anything but a pod with its kind before it
+    /// (`ConfigMap shop/settings`).
     pub pod: Option<String>,
     /// Only a warning: the pod runs all the same.
     pub warning: bool,

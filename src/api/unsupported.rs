@@ -307,7 +307,11 @@ mod tests {
             ),
             ("/spec/initContainers/0/restartPolicy", json!("Always"), "spec.initContainers[0].restartPolicy"),
             ("/spec/volumes/1", json!({"name": "v", "nfs": {"server": "s", "path": "/"}}), "spec.volumes[1].nfs"),
-            ("/spec/volumes/1", json!({"name": "v", "configMap": {"name": "c"}}), "spec.volumes[1].configMap"),
+            (
+                "/spec/volumes/1",
+                json!({"name": "v", "projected": {"sources": [{"configMap": {"name": "c"}}, {"clusterTrustBundle": {"path": "p"}}]}}),
+                "spec.volumes[1].projected.sources[1].clusterTrustBundle",
+            ),
             ("/spec/volumes/0/emptyDir", json!({"medium": "HugePages-2Mi"}), "spec.volumes[0].emptyDir.medium"),
         ];
         for (pointer, value, field) in cases {

@@ -99,7 +99,7 @@ fn problem_lines(problems: &[ManifestProblem]) -> String {
     if problems.is_empty() {
         return "No problems.\n".to_owned();
     }
-    let mut table = Columns::new(&["PROBLEM", "MANIFEST", "POD", "MESSAGE"]);
+    let mut table = Columns::new(&["PROBLEM", "MANIFEST", "OBJECT", "MESSAGE"]);
     for problem in problems {
         let document = problem.document.filter(|document| *document > 0);
         table.row([
@@ -286,7 +286,7 @@ default     web-node1   0/0     ImagePullBackOff   0          3m20s   10.85.0.2 
                 document: Some(1),
                 pod: None,
                 warning: false,
-                message: "kind: expected Pod, found Service".to_owned(),
+                message: "kind: expected Pod, found Deployment".to_owned(),
             },
             ManifestProblem {
                 source: "file:/m/b.yaml".to_owned(),
@@ -299,8 +299,8 @@ default     web-node1   0/0     ImagePullBackOff   0          3m20s   10.85.0.2 
         assert_eq!(
             text,
             "\
-PROBLEM    MANIFEST                      POD         MESSAGE
-not used   file:/m/a.yaml (document 2)   <unknown>   kind: expected Pod, found Service
+PROBLEM    MANIFEST                      OBJECT      MESSAGE
+not used   file:/m/a.yaml (document 2)   <unknown>   kind: expected Pod, found Deployment
 warning    file:/m/b.yaml                default/b   spec.foo: unknown field
 "
         );

@@ -18,6 +18,8 @@ pub enum Action {
     LeaseAddresses,
     /// Set up one volume.
     MountVolume(String),
+    /// Write the files of one volume anew: what they are made from has changed, or a token in it is old.
+    RefreshVolume(String),
     /// Make a container's image present, by its pull policy.
     ResolveImage {
         /// Container.
@@ -116,6 +118,7 @@ impl Action {
                 | Action::RecordVerdict(_)
                 | Action::LeaseAddresses
                 | Action::MountVolume(_)
+                | Action::RefreshVolume(_)
                 | Action::CreateSandbox
                 | Action::AttachNetwork
                 | Action::PrepareContainer { .. }
@@ -157,7 +160,8 @@ impl Action {
     pub fn same_subject(&self, other: &Action) -> bool {
         std::mem::discriminant(self) == std::mem::discriminant(other)
             && match (self, other) {
-                (Action::MountVolume(a), Action::MountVolume(b)) => a == b,
+                (Action::MountVolume(a), Action::MountVolume(b))
+                | (Action::RefreshVolume(a), Action::RefreshVolume(b)) => a == b,
                 _ => self.container() == other.container(),
             }
     }

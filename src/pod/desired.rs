@@ -12,6 +12,7 @@ use std::{
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
+use super::desired_objects::SourcedObject;
 use crate::api::problem::ManifestProblem;
 
 /// A source of pods. The order is that of precedence when two want the same pod.
@@ -79,20 +80,29 @@ pub struct SourceUpdate {
     pub source: SourceId,
     /// Its pods.
     pub pods: Vec<Arc<SourcedPod>>,
+    /// The objects beside them. One that has not changed since the last update is the same allocation.
+    pub objects: Vec<Arc<SourcedObject>>,
     /// Manifests that could not be used, and warnings.
     pub problems: Vec<ManifestProblem>,
-    /// Origins (`file:<path>`) whose content cannot be used at the moment. `pods` has what they last held, if this
-    /// process has seen it; pods of theirs that an earlier process started are to be kept all the same.
+    /// Origins (`file:<path>`) whose content cannot be used at the moment. `pods` and `objects` have what they last
+    /// held, if this process has seen it; what of theirs an earlier process knew is to be kept all the same.
     pub unusable: BTreeSet<String>,
     /// Nothing could be read at all (directory unreadable, server not answering): every pod this source has ever
-    /// wanted is to be kept.
+    /// wanted is to be kept, and every object.
     pub incomplete: bool,
 }
 
 impl SourceUpdate {
     /// A source that wants nothing.
     pub fn empty(source: SourceId) -> SourceUpdate {
-        SourceUpdate { source, pods: Vec::new(), problems: Vec::new(), unusable: BTreeSet::new(), incomplete: false }
+        SourceUpdate {
+            source,
+            pods: Vec::new(),
+            objects: Vec::new(),
+            problems: Vec::new(),
+            unusable: BTreeSet::new(),
+            incomplete: false,
+        }
     }
 }
 

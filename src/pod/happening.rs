@@ -146,7 +146,9 @@ fn failed(pod: &Pod, action: &Action, reason: &str, message: &str) -> Vec<Happen
         Action::LeaseAddresses | Action::CreateSandbox | Action::AttachNetwork => {
             of_pod("FailedCreatePodSandBox", "Failed to create pod sandbox")
         }
-        Action::MountVolume(name) => of_pod("FailedMount", &format!("MountVolume.SetUp failed for volume \"{name}\" ")),
+        Action::MountVolume(name) | Action::RefreshVolume(name) => {
+            of_pod("FailedMount", &format!("MountVolume.SetUp failed for volume \"{name}\" "))
+        }
         Action::UnmountVolumes => of_pod("FailedUnMount", "UnmountVolume.TearDown failed"),
         Action::StopContainer { .. }
         | Action::KillContainer { .. }

@@ -16,6 +16,10 @@ use super::{
     verdict::Verdict,
 };
 
+/// Reasons of failures that an object may mend: a volume's or a variable's source, a pull secret, a runtime class.
+const AWAITS_OBJECTS: [&str; 4] =
+    ["FailedMount", "CreateContainerConfigError", "ErrImagePull", "FailedCreatePodSandBox"];
+
 /// The memory of one actor.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Memory {
@@ -29,6 +33,8 @@ pub struct Memory {
     pub eviction: Option<Eviction>,
     /// Actions under way.
     pub in_flight: BTreeSet<Action>,
+    /// Those of them that were begun before an object changed: they may fail for what is there by now.
+    pub outrun: BTreeSet<Action>,
     /// The last failure of an action, until it succeeds.
     pub failures: Vec<Failure>,
     /// Stop signals sent: container to (attempt, when).
@@ -65,6 +71,15 @@ pub struct Failure {
     pub backoff: Backoff,
 }
 
+impl Failure {
+    /// Ends the delay if it is one that an object may have ended.
+    fn try_again(&mut self, now: Timestamp) {
+        if AWAITS_OBJECTS.contains(&self.reason.as_str()) {
+            self.backoff = Backoff { updated: now, ..Backoff::default() };
+        }
+    }
+}
+
 impl Memory {
     /// Asks for the pod's end. A shorter grace period replaces a longer one, never the other way round.
     pub fn terminate(&mut self, grace: i64, now: Timestamp) {
@@ -98,6 +113,18 @@ impl Memory {
         self.failure_of(action).map(|failure| failure.backoff.until()).filter(|until| *until > now)
     }
 
+    /// An object the pod refers to has appeared, changed or gone: what failed for want of one is tried again at once.
+    /// The failure itself stays until that succeeds.
+    /// A pull is tried again only if the change is one of `credentials`: a registry is not asked more often because a
+    /// config map changes.
+    pub fn objects_changed(&mut self, credentials: bool, now: Timestamp) {
+        let concerns = |action: &Action| credentials || !matches!(action, Action::ResolveImage { .. });
+        self.outrun.extend(self.in_flight.iter().filter(|action| concerns(action)).cloned());
+        for failure in self.failures.iter_mut().filter(|failure| concerns(&failure.action)) {
+            failure.try_again(now);
+        }
+    }
+
     /// Notes that `action` is under way.
     pub fn begun(&mut self, action: &Action, crash_loop: &BackoffPolicy, now: Timestamp) {
         self.in_flight.insert(action.clone());
@@ -126,6 +153,7 @@ impl Memory {
         if let (Action::KillContainer { container, .. }, Some(_)) = (action, &error) {
             self.killed.remove(container); // not sent: its own backoff counts
         }
+        let outrun = self.outrun.remove(action);
         let position = self.failures.iter().position(|failure| failure.action.same_subject(action));
         match (error, position) {
             (None, Some(position)) => {
@@ -144,6 +172,9 @@ impl Memory {
                 backoff.advance(retry_policy(action), now);
                 self.failures.push(Failure { action: action.clone(), reason, message, backoff });
             }
+        }
+        if let Some(failure) = self.failures.iter_mut().find(|failure| outrun && failure.action == *action) {
+            failure.try_again(now);
         }
     }
 

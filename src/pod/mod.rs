@@ -10,6 +10,7 @@ pub mod backoff;
 #[cfg(test)]
 mod change_tests;
 pub mod desired;
+pub mod desired_objects;
 pub mod happening;
 pub mod lifecycle;
 pub mod memory;

@@ -1,9 +1,6 @@
 //! What is known of a pod because it was seen: by a reply, a record on disk, or the kernel.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
     api::core::v1::{Container, ResourceRequirements},
@@ -19,8 +16,11 @@ pub struct ObservedPod {
     pub dirs: bool,
     /// Its place in the network; stays `Absent` with the host's network.
     pub network: Network,
-    /// Names of the volumes that are set up.
-    pub volumes: BTreeSet<String>,
+    /// The volumes that are set up, by name.
+    pub volumes: BTreeMap<String, Written>,
+    /// By volume whose content comes from objects: what stands for the content it should have now. Compared with
+    /// [`Written::content`].
+    pub contents: BTreeMap<String, u64>,
     /// Per container: the attempt an image was resolved for, and the image's id.
     pub images: BTreeMap<String, ResolvedImage>,
     /// Per container: the attempt that was prepared last.
@@ -111,6 +111,15 @@ pub struct Probed {
     pub liveness: Option<bool>,
     /// What the probe that failed last said.
     pub message: String,
+}
+
+/// A volume that is set up, and what was written into it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Stands for its content (`api::content::version`); `None` for a volume without content of its own.
+    pub content: Option<u64>,
+    /// When it has to be written anew although nothing has changed: a token in it will be old.
+    pub renew_at: Option<Timestamp>,
 }
 
 /// What a teardown still has to remove. Each flag is set before the effect it names is begun and cleared when

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{
     action::Action,
-    observed::{Attempt, AttemptState, Launched, Network, ObservedPod, Prepared, ResolvedImage, Sandbox},
+    observed::{Attempt, AttemptState, Launched, Network, ObservedPod, Prepared, ResolvedImage, Sandbox, Written},
 };
 
 /// The observation an action that succeeded returns with.
@@ -14,6 +14,8 @@ pub enum Outcome {
     Done,
     /// Addresses are held and recorded.
     Leased(Vec<IpAddr>),
+    /// The volume is set up, with this in it.
+    Volume(Written),
     /// The image is present under this id.
     Image(String),
     /// The attempt is prepared, with this.
@@ -39,7 +41,7 @@ impl ObservedPod {
                 self.leftovers.volumes = true;
             }
             Action::PrepareContainer { .. } => self.leftovers.cgroups = true,
-            Action::MountVolume(_) => self.leftovers.volumes = true,
+            Action::MountVolume(_) | Action::RefreshVolume(_) => self.leftovers.volumes = true,
             Action::AttachNetwork => self.leftovers.network = true,
             _ => {}
         }
@@ -51,8 +53,11 @@ impl ObservedPod {
             (Action::EnsureDirs, _) => self.dirs = true,
             (Action::RecordVerdict(_), _) => self.verdict = true,
             (Action::LeaseAddresses, Outcome::Leased(addresses)) => self.network = Network::Leased(addresses),
+            (Action::MountVolume(name) | Action::RefreshVolume(name), Outcome::Volume(written)) => {
+                self.volumes.insert(name.clone(), written);
+            }
             (Action::MountVolume(name), _) => {
-                self.volumes.insert(name.clone());
+                self.volumes.insert(name.clone(), Written::default());
             }
             (Action::ResolveImage { container, attempt }, Outcome::Image(id)) => {
                 self.images.insert(container.clone(), ResolvedImage { attempt: *attempt, id });

@@ -12,7 +12,7 @@ use super::{
     backoff::BackoffPolicy,
     lifecycle::{self, Next},
     memory::{Memory, seconds},
-    observed::{Network, ObservedPod, Prepared, Sandbox},
+    observed::{Network, ObservedPod, Prepared, Sandbox, Written},
     resize::{self, How},
     restart, status,
 };
@@ -110,8 +110,9 @@ impl Planner<'_> {
         }
         let volumes = self.pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
         for volume in volumes {
-            if !self.observed.volumes.contains(&volume.name) {
-                self.act(Action::MountVolume(volume.name.clone()));
+            match self.observed.volumes.get(&volume.name) {
+                None => self.act(Action::MountVolume(volume.name.clone())),
+                Some(written) => self.refresh(&volume.name, written),
             }
         }
         let sandbox = matches!(self.observed.sandbox, Sandbox::Running { .. });
@@ -123,7 +124,7 @@ impl Planner<'_> {
         }
         let network = matches!(self.observed.network, Network::Attached(_))
             || host_network && self.observed.network != Network::Absent;
-        let volumes = volumes.iter().all(|volume| self.observed.volumes.contains(&volume.name));
+        let volumes = volumes.iter().all(|volume| self.observed.volumes.contains_key(&volume.name));
         // What the launch record says is known before the sandbox is there, so that the two are made side by side.
         let preparable = volumes && self.observed.network != Network::Absent;
         self.resize();
@@ -136,6 +137,18 @@ impl Planner<'_> {
             }
         }
         self.remove_old_attempts();
+    }
+
+    /// Writes a volume anew whose content is not what it should be by now. Its containers go on with what is there.
+    fn refresh(&mut self, volume: &str, written: &Written) {
+        let wanted = self.observed.contents.get(volume).copied();
+        let outdated = wanted.is_some() && wanted != written.content;
+        match written.renew_at {
+            _ if outdated => self.act(Action::RefreshVolume(volume.to_owned())),
+            Some(at) if at <= self.now => self.act(Action::RefreshVolume(volume.to_owned())),
+            Some(at) => self.wake(at),
+            None => {}
+        }
     }
 
     /// The next step towards a running attempt. Its process is set up while the network still is, and held until then.

@@ -1,14 +1,14 @@
 //! Small changes to a healthy pod, each named by a sentence.
 
 use k8s_openapi::{
-    api::core::v1::{Container, Pod, PodSpec, PodStatus},
+    api::core::v1::{Container, Pod, PodSpec, PodStatus, Volume},
     jiff::{SignedDuration, Timestamp},
 };
 
 use super::{
     Action, Eviction, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
     backoff::CRASH_LOOP,
-    observed::{Attempt, AttemptState, Ended, Leftovers, Network, Prepared, ResolvedImage, Sandbox},
+    observed::{Attempt, AttemptState, Ended, Leftovers, Network, Prepared, ResolvedImage, Sandbox, Written},
     plan::plan,
 };
 
@@ -507,4 +507,120 @@ fn delays_are_bounded_by_time_not_by_luck() {
     }
     let wake = case.plan().wake_at.expect("a retry");
     assert_eq!(wake.duration_since(case.now), SignedDuration::from_secs(300));
+}
+
+/// A volume that was written with content 1 and is wanted with content 1.
+fn with_volume(case: &mut Case) {
+    case.spec().volumes = Some(vec![Volume { name: "config".to_owned(), ..Volume::default() }]);
+    case.observed.volumes.insert("config".to_owned(), Written { content: Some(1), renew_at: None });
+    case.observed.contents.insert("config".to_owned(), 1);
+}
+
+fn refresh() -> Action {
+    Action::RefreshVolume("config".to_owned())
+}
+
+#[test]
+fn a_volume_is_written_anew_when_its_content_is_another() {
+    let of = |sentence: &str, change: fn(&mut Case), actions: &[Action]| {
+        let changed = |case: &mut Case| {
+            with_volume(case);
+            change(case);
+        };
+        self::case(sentence, changed, actions)
+    };
+    assert_eq!(of("the same content", |_| {}, &[]).wake_at, None);
+    let later = |case: &mut Case| {
+        case.observed.contents.insert("config".to_owned(), 2);
+    };
+    of("another content", later, &[refresh()]);
+    of(
+        "written with what is newer than what is known",
+        |case| {
+            case.observed.volumes.insert("config".to_owned(), Written { content: Some(2), renew_at: None });
+        },
+        &[refresh()],
+    );
+    of("a volume without content", |case| case.observed.contents.clear(), &[]);
+    of("not mounted yet", |case| case.observed.volumes.clear(), &[Action::MountVolume("config".to_owned())]);
+    of(
+        "it is being written",
+        |case| {
+            case.observed.contents.insert("config".to_owned(), 2);
+            case.memory.begun(&refresh(), &CRASH_LOOP, at(99));
+        },
+        &[],
+    );
+    let waiting = of(
+        "it could not be written",
+        |case| {
+            case.observed.contents.insert("config".to_owned(), 2);
+            case.memory.ended(&refresh(), Some(("FailedMount".to_owned(), "no".to_owned())), at(100));
+        },
+        &[],
+    );
+    assert_eq!(waiting.wake_at, at(100).checked_add(SignedDuration::from_millis(500)).ok());
+    of(
+        "a container that starts does not wait for it",
+        |case| {
+            case.observed.contents.insert("config".to_owned(), 2);
+            case.memory.ended(&refresh(), Some(("FailedMount".to_owned(), "no".to_owned())), at(100));
+            case.set("app", vec![ended(0, 1, 50)]);
+        },
+        &[resolve("app", 1)],
+    );
+    of(
+        "a pod that ends needs no news",
+        |case| {
+            case.observed.contents.insert("config".to_owned(), 2);
+            case.memory.terminate(30, at(100));
+        },
+        &[stop("app"), stop("log")],
+    );
+}
+
+#[test]
+fn a_token_is_replaced_when_its_time_has_come() {
+    let renew = |second: i64| {
+        move |case: &mut Case| {
+            with_volume(case);
+            let written = Written { content: Some(1), renew_at: Some(at(second)) };
+            case.observed.volumes.insert("config".to_owned(), written);
+        }
+    };
+    assert_eq!(case("in time", renew(150), &[]).wake_at, Some(at(150)));
+    case("now", renew(100), &[refresh()]);
+    case("it was missed while no agent ran", renew(10), &[refresh()]);
+}
+
+#[test]
+fn what_failed_for_want_of_an_object_is_tried_again_when_one_changes() {
+    let mount = Action::MountVolume("config".to_owned());
+    let fail = |memory: &mut Memory, action: &Action, reason: &str| {
+        for _ in 0..4 {
+            memory.ended(action, Some((reason.to_owned(), "no".to_owned())), at(100));
+        }
+    };
+    for (sentence, action, reason, credentials, again) in [
+        ("a volume", mount.clone(), "FailedMount", false, true),
+        ("a variable", prepare("app", 0, 1), "CreateContainerConfigError", false, true),
+        ("a pull secret", resolve("app", 0), "ErrImagePull", true, true),
+        ("an image, and a config map changes", resolve("app", 0), "ErrImagePull", false, false),
+        ("what no object can mend", start("app", 0), "RunContainerError", true, false),
+    ] {
+        let mut memory = Memory::default();
+        fail(&mut memory, &action, reason);
+        assert!(memory.retry_at(&action, at(101)).is_some(), "{sentence}");
+        memory.objects_changed(credentials, at(101));
+        assert_eq!(memory.retry_at(&action, at(101)).is_none(), again, "{sentence}");
+        assert!(memory.failure_of(&action).is_some(), "{sentence}: it has not succeeded yet");
+        // What was begun before the change may fail after it, for what is there by now.
+        let mut memory = Memory::default();
+        memory.begun(&action, &CRASH_LOOP, at(110));
+        memory.objects_changed(credentials, at(111));
+        memory.ended(&action, Some((reason.to_owned(), "no".to_owned())), at(112));
+        assert_eq!(memory.retry_at(&action, at(112)).is_none(), again, "{sentence}: outrun");
+        memory.ended(&action, Some((reason.to_owned(), "no".to_owned())), at(113));
+        assert!(memory.retry_at(&action, at(113)).is_some(), "{sentence}: once");
+    }
 }

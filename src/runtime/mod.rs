@@ -4,8 +4,6 @@ pub mod attempt;
 pub mod capabilities;
 pub mod client;
 pub mod config_error;
-pub mod container_ref;
-pub mod downward;
 pub mod env;
 pub mod expansion;
 pub mod launch;
@@ -18,3 +16,5 @@ pub mod seccomp;
 pub mod security;
 pub mod spawn;
 pub mod sysctls;
+
+pub use crate::api::{container_ref, downward};

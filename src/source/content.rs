@@ -1,4 +1,4 @@
-//! The pods of one manifest, and what becomes of them when it changes or breaks.
+//! The pods and objects of one manifest, and what becomes of them when it changes or breaks.
 
 use std::sync::Arc;
 
@@ -6,12 +6,15 @@ use jiff::Timestamp;
 
 use crate::{
     api::{
-        manifest::{Decoded, decode_manifest},
+        manifest::{Decoded, Item, decode_manifest},
+        object::Object,
         problem::ManifestProblem,
+        static_object::static_object,
         static_pod::{Origin, static_pod},
         unsupported::{Consequence, unsupported},
+        validation::FieldError,
     },
-    pod::desired::SourcedPod,
+    pod::{desired::SourcedPod, desired_objects::SourcedObject},
 };
 
 /// What a manifest holds.
@@ -19,9 +22,11 @@ use crate::{
 pub(super) struct Content {
     /// Its pods: those that could be read, and of those that could not the last good ones.
     pub pods: Vec<Arc<SourcedPod>>,
+    /// Its objects, by the same rule.
+    pub objects: Vec<Arc<SourcedObject>>,
     /// What is wrong with it.
     pub problems: Vec<ManifestProblem>,
-    /// Something of it could not be used, so a pod that it once held may be missing from `pods`.
+    /// Something of it could not be used, so what it once held may be missing from `pods` and `objects`.
     pub unusable: bool,
 }
 
@@ -36,12 +41,13 @@ pub(super) fn origin_name(origin: Origin<'_>) -> String {
 impl Content {
     /// What `bytes` hold, now that `self` is what the manifest held before.
     ///
-    /// A pod with an unchanged UID is the same object as before (its "first seen" included). When a document cannot be
-    /// used, the pods of before whose names do not appear in the rest stay: nobody can tell which of them it held.
+    /// A pod with an unchanged UID is the same object as before (its "first seen" included), and so is an object with
+    /// unchanged content. When a document cannot be used, the pods and objects of before whose names do not appear in
+    /// the rest stay: nobody can tell which of them it held.
     pub fn updated(&self, bytes: &[u8], origin: Origin<'_>, node: &str, now: Timestamp) -> Content {
         let mut content = Content::default();
         for decoded in decode_manifest(bytes) {
-            let Decoded { document, name, pod, warnings } = decoded;
+            let Decoded { document, name, item, warnings } = decoded;
             let mut problem = |warning, message| {
                 let (source, pod) = (origin_name(origin), name.clone());
                 content.problems.push(ManifestProblem { source, document, pod, warning, message });
@@ -49,44 +55,76 @@ impl Content {
             for message in warnings {
                 problem(true, message);
             }
-            let pod = match pod.map(|pod| static_pod(pod, origin, node, now)) {
-                Ok(Ok(pod)) => pod,
-                Ok(Err(errors)) => {
-                    problem(false, errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
-                    content.unusable = true;
-                    continue;
-                }
+            let made = match item {
+                Ok(Item::Pod(pod)) => static_pod(*pod, origin, node, now).map(|pod| Item::Pod(Box::new(pod))),
+                Ok(Item::Object(object)) => static_object(object).map(Item::Object),
                 Err(error) => {
                     problem(false, error.to_string());
                     content.unusable = true;
                     continue;
                 }
             };
-            // What makes the node refuse a pod is told by its status.
-            for issue in unsupported(&pod).iter().filter(|issue| issue.consequence == Consequence::Warned) {
-                problem(true, issue.to_string());
-            }
             let document = document.unwrap_or_default();
-            let new = SourcedPod { pod, origin: origin_name(origin), document };
-            let same = |old: &&Arc<SourcedPod>| old.uid() == new.uid() && old.document == document;
-            let known = self.pods.iter().find(same).cloned();
-            content.pods.push(known.unwrap_or_else(|| Arc::new(new)));
+            match made {
+                Ok(Item::Pod(pod)) => {
+                    // What makes the node refuse a pod is told by its status.
+                    let issues = unsupported(&pod);
+                    for issue in issues.iter().filter(|issue| issue.consequence == Consequence::Warned) {
+                        problem(true, issue.to_string());
+                    }
+                    content.pods.push(self.same_pod(SourcedPod { pod: *pod, origin: origin_name(origin), document }));
+                }
+                Ok(Item::Object(object)) => content.objects.push(self.same_object(object, origin, document)),
+                Err(errors) => {
+                    problem(false, errors.iter().map(FieldError::to_string).collect::<Vec<_>>().join("; "));
+                    content.unusable = true;
+                }
+            }
         }
         if content.unusable {
-            let missing = |old: &&Arc<SourcedPod>| {
-                !content.pods.iter().any(|new| new.uid() == old.uid() || new.full_name() == old.full_name())
-            };
-            let kept: Vec<_> = self.pods.iter().filter(missing).cloned().collect();
-            content.pods.extend(kept);
+            self.keep_missing(&mut content);
         }
         content
+    }
+
+    /// The pod of before, if it is the same.
+    fn same_pod(&self, new: SourcedPod) -> Arc<SourcedPod> {
+        let same = |old: &&Arc<SourcedPod>| old.uid() == new.uid() && old.document == new.document;
+        let known = self.pods.iter().find(same).cloned();
+        known.unwrap_or_else(|| Arc::new(new))
+    }
+
+    /// The object of before, if it has not changed; in another document it is still the same allocation inside.
+    fn same_object(&self, new: Object, origin: Origin<'_>, document: usize) -> Arc<SourcedObject> {
+        match self.objects.iter().find(|old| old.object == new) {
+            Some(old) if old.document == document => old.clone(),
+            known => {
+                let object = known.map_or(new, |old| old.object.clone());
+                Arc::new(SourcedObject { object, origin: origin_name(origin), document })
+            }
+        }
+    }
+
+    /// Adds what is missing from `content` and was there before.
+    fn keep_missing(&self, content: &mut Content) {
+        let missing = |old: &&Arc<SourcedPod>| {
+            !content.pods.iter().any(|new| new.uid() == old.uid() || new.full_name() == old.full_name())
+        };
+        let kept: Vec<_> = self.pods.iter().filter(missing).cloned().collect();
+        content.pods.extend(kept);
+        let missing = |old: &&Arc<SourcedObject>| {
+            let key = old.object.key();
+            !content.objects.iter().any(|new| new.object.key() == key)
+        };
+        let kept: Vec<_> = self.objects.iter().filter(missing).cloned().collect();
+        content.objects.extend(kept);
     }
 
     /// The manifest as a whole could not be read: everything stays as it was, with the problem beside it.
     pub fn unreadable(&self, origin: Origin<'_>, message: String) -> Content {
         let problem =
             ManifestProblem { source: origin_name(origin), document: None, pod: None, warning: false, message };
-        Content { pods: self.pods.clone(), problems: vec![problem], unusable: true }
+        Content { pods: self.pods.clone(), objects: self.objects.clone(), problems: vec![problem], unusable: true }
     }
 }
 
@@ -156,5 +194,40 @@ mod tests {
         assert_eq!(names(&content), ["default/a-n"]);
         assert!(!content.unusable && content.problems[0].warning);
         assert_eq!(content.problems[0].message, r#"unknown field "spec.containers[0].imge""#);
+    }
+
+    fn settings(name: &str, value: &str) -> String {
+        format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{key: {value}}}\n")
+    }
+
+    fn told(content: &Content) -> Vec<String> {
+        content.objects.iter().map(|object| object.object.key().to_string()).collect()
+    }
+
+    #[test]
+    fn an_unchanged_object_stays_the_same_allocation() {
+        let before = read(&Content::default(), &(settings("a", "one") + &settings("b", "one")), 1);
+        let after = read(&before, &(pod("p", "x:1") + &settings("a", "one") + &settings("b", "two")), 2);
+        assert_eq!(told(&after), ["ConfigMap default/a", "ConfigMap default/b"]);
+        assert!(after.objects[0].object.is(&before.objects[0].object));
+        assert_eq!((before.objects[0].document, after.objects[0].document), (0, 1));
+        assert!(!after.objects[1].object.is(&before.objects[1].object));
+        assert!(Arc::ptr_eq(
+            &read(&after, &(pod("p", "x:2") + &settings("a", "one")), 3).objects[0],
+            &after.objects[0]
+        ));
+    }
+
+    #[test]
+    fn an_invalid_object_keeps_what_it_was() {
+        let before = read(&Content::default(), &(settings("a", "one") + &settings("b", "one")), 1);
+        let broken = read(&before, &settings("b", "two").replace("key:", "'a b':"), 2);
+        assert_eq!(told(&broken), ["ConfigMap default/a", "ConfigMap default/b"], "nobody can tell where a has gone");
+        assert!(broken.objects.iter().zip(&before.objects).all(|(new, old)| Arc::ptr_eq(new, old)));
+        assert!(broken.unusable);
+        let problem = &broken.problems[0];
+        assert_eq!(problem.pod.as_deref(), Some("ConfigMap b"));
+        assert!(problem.message.starts_with(r#"data[a b]: Invalid value: "a b": a valid config key"#), "{problem:?}");
+        assert_eq!(told(&read(&broken, &settings("b", "three"), 3)), ["ConfigMap default/b"]);
     }
 }

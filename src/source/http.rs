@@ -168,6 +168,7 @@ impl Fetched {
         // Whatever was wanted before this process began is not known until the first answer.
         update.incomplete = self.body.is_none();
         update.pods = content.pods;
+        update.objects = content.objects;
         update.problems = content.problems;
         update
     }

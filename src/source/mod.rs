@@ -1,4 +1,5 @@
-//! Where pods come from: manifests in a directory ([`mod@file`]) and behind a URL ([`http`]).
+//! Where pods, and the objects they refer to, come from: manifests in a directory ([`mod@file`]) and behind a URL
+//! ([`http`]).
 //!
 //! A source publishes its whole set whenever it changes; the latest set is all that counts. Nothing is published before
 //! the source has been read once, which is how a restarted agent knows that "not wanted" is not merely "not read yet".
@@ -43,10 +44,13 @@ impl Publisher {
     }
 }
 
-/// Pods that did not change are the same allocation, so this does not look into them.
+/// What did not change is the same allocation, so this does not look into it.
 fn same(one: &SourceUpdate, other: &SourceUpdate) -> bool {
-    one.pods.len() == other.pods.len()
-        && one.pods.iter().zip(&other.pods).all(|(one, other)| Arc::ptr_eq(one, other))
+    fn all_same<T>(one: &[Arc<T>], other: &[Arc<T>]) -> bool {
+        one.len() == other.len() && one.iter().zip(other).all(|(one, other)| Arc::ptr_eq(one, other))
+    }
+    all_same(&one.pods, &other.pods)
+        && all_same(&one.objects, &other.objects)
         && one.problems == other.problems
         && one.unusable == other.unusable
         && one.incomplete == other.incomplete

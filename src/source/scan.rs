@@ -172,6 +172,7 @@ impl Manifests {
         let mut update = SourceUpdate::empty(SourceId::File);
         for (path, manifest) in &self.files {
             update.pods.extend(manifest.content.pods.iter().cloned());
+            update.objects.extend(manifest.content.objects.iter().cloned());
             update.problems.extend(manifest.content.problems.iter().cloned());
             if manifest.content.unusable {
                 update.unusable.insert(format!("file:{}", path.display()));

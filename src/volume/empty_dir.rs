@@ -22,8 +22,7 @@ const PLUGIN: &str = "kubernetes.io/empty-dir";
 /// Whoever a container runs as may write.
 const MODE: u32 = 0o777;
 
-/// Makes the directory, mounts a tmpfs on it for medium Memory and gives it to the pod's group. A directory that is
-/// complete already (its mode is set last) is left as the pod's containers have made it.
+/// Makes the directory and, for medium Memory, the tmpfs on it.
 pub fn set_up(
     name: &str,
     source: &EmptyDirVolumeSource,
@@ -31,31 +30,38 @@ pub fn set_up(
     context: &VolumeContext,
 ) -> Result<PathBuf, VolumeError> {
     let path = dirs.volume(PLUGIN, name);
-    let created = create(&path)?;
+    let in_memory = source.medium.as_deref() == Some("Memory");
+    let size = in_memory.then(|| memory_size(source, context)).transpose()?;
+    make(&path, size, context.fs_group)?;
+    Ok(path)
+}
+
+/// Makes the directory, mounts a tmpfs on it if it is to have a size (in bytes), and gives it to the pod's group. A
+/// directory that is complete already (its mode is set last) is left as the pod's containers have made it.
+pub(super) fn make(path: &Path, size: Option<u64>, group: Option<u32>) -> Result<(), VolumeError> {
+    let created = create(path)?;
     // With the set-group-id bit what is created inside belongs to the group as well.
-    let mode = if context.fs_group.is_some() { MODE | 0o2000 } else { MODE };
-    if source.medium.as_deref() == Some("Memory") {
-        if !created && is_mount_point(&path)? {
-            return Ok(path);
+    let mode = if group.is_some() { MODE | 0o2000 } else { MODE };
+    if let Some(size) = size {
+        if !created && is_mount_point(path)? {
+            return Ok(());
         }
         // Group and mode come with the mount, so that it is never seen half set up.
-        let group = context.fs_group.map(|group| format!(",gid={group}")).unwrap_or_default();
-        let options = format!("mode={mode:o}{group},size={}", memory_size(source, context)?);
+        let group = group.map(|group| format!(",gid={group}")).unwrap_or_default();
+        let options = format!("mode={mode:o}{group},size={size}");
         // What is in memory often must not reach a disk. Kernels before 6.4 cannot promise that.
-        return match mount_tmpfs(&path, &format!("{options},noswap"), MsFlags::empty()) {
-            Err(VolumeError::Mount { source: Errno::EINVAL, .. }) => mount_tmpfs(&path, &options, MsFlags::empty()),
+        return match mount_tmpfs(path, &format!("{options},noswap"), MsFlags::empty()) {
+            Err(VolumeError::Mount { source: Errno::EINVAL, .. }) => mount_tmpfs(path, &options, MsFlags::empty()),
             result => result,
-        }
-        .map(|()| path);
+        };
     }
-    if !created && is_complete(&path, context)? {
-        return Ok(path);
+    if !created && is_complete(path, group)? {
+        return Ok(());
     }
-    if let Some(group) = context.fs_group {
-        chown(&path, None, Some(group)).map_err(io_error("change group of", &path))?;
+    if let Some(group) = group {
+        chown(path, None, Some(group)).map_err(io_error("change group of", path))?;
     }
-    fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(io_error("change mode of", &path))?;
-    Ok(path)
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(io_error("change mode of", path))
 }
 
 /// Makes the directory and those above it; whether it was missing.
@@ -73,11 +79,11 @@ pub(super) fn create(path: &Path) -> Result<bool, VolumeError> {
 }
 
 /// Whether set-up has finished before: the owner of the root directory and its mode are the last things it changes.
-fn is_complete(path: &Path, context: &VolumeContext) -> Result<bool, VolumeError> {
+fn is_complete(path: &Path, group: Option<u32>) -> Result<bool, VolumeError> {
     let metadata = fs::symlink_metadata(path).map_err(io_error("examine", path))?;
     // A container may have changed the mode since; only the mode `create` gives says that set-up was interrupted.
     let fresh = metadata.mode() & 0o7777 == 0o750;
-    let owned = context.fs_group.is_none_or(|group| metadata.gid() == group);
+    let owned = group.is_none_or(|group| metadata.gid() == group);
     Ok(!fresh && owned)
 }
 

@@ -7,12 +7,19 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use k8s_openapi::api::core::v1::HostPathVolumeSource;
+
 use super::{VolumeError, error::io_error};
+
+/// The path itself, see [`resolve`].
+pub fn set_up(source: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
+    resolve(&source.path, source.type_.as_deref().unwrap_or_default())
+}
 
 /// What is at `path` on the host, with all symbolic links resolved (the host's own may be in it), so that what is
 /// checked here is what is mounted later. What does not exist is created where the type says so: directories 0755
 /// with those above them, files 0644 without. A path without a type is created as a directory, as runtimes do.
-pub fn resolve(path: &str, wanted: &str) -> Result<PathBuf, VolumeError> {
+fn resolve(path: &str, wanted: &str) -> Result<PathBuf, VolumeError> {
     let asked = Path::new(path);
     let invalid = |message: String| VolumeError::Invalid { field: "hostPath.path", message };
     if !asked.is_absolute() || path.contains('\0') {

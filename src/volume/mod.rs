@@ -3,6 +3,8 @@
 //! Everything here blocks (mounts, directories with many files, a slow disk): callers use a thread that may wait. Each
 //! call can be repeated; what is already there stays.
 
+mod atomic_writer;
+mod content;
 mod empty_dir;
 mod error;
 mod host_path;
@@ -13,13 +15,17 @@ mod tear_down;
 
 use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::{HostPathVolumeSource, Volume};
+use k8s_openapi::api::core::v1::{Pod, Volume};
 
 pub use self::{
+    content::present,
     error::VolumeError,
     tear_down::{sweep, tear_down},
 };
-use crate::{api::unsupported::volume_kind, store::layout::PodDirs};
+use crate::{
+    api::{content::Payload, objects::Objects, unsupported::volume_kind},
+    store::layout::PodDirs,
+};
 
 /// A volume that containers can be given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +34,19 @@ pub struct MountedVolume {
     pub host_path: PathBuf,
     /// No container may write, whatever its mount says.
     pub readonly: bool,
+}
+
+/// A volume, and what it may be made from.
+#[derive(Debug, Clone, Copy)]
+pub struct VolumeInput<'a> {
+    /// The volume of the pod.
+    pub volume: &'a Volume,
+    /// The pod, with its defaults.
+    pub pod: &'a Pod,
+    /// The objects it may refer to.
+    pub objects: &'a Objects,
+    /// The files of a volume whose content comes from objects; nothing to other kinds.
+    pub content: Option<&'a Payload>,
 }
 
 /// What a volume has to know of its pod and node.
@@ -67,19 +86,27 @@ pub fn supported(volume: &Volume) -> Result<(), Unsupported> {
     }
 }
 
-/// Makes a volume available and says where. The pod's directory exists.
+/// Makes a volume available and says where. The pod's directory exists. Each kind has a file of its own:
 ///
 /// emptyDir: a directory of the pod, or a tmpfs mounted there. hostPath: the path itself, after its type has been
-/// checked and it has been created if its type says so.
-pub fn set_up(volume: &Volume, dirs: &PodDirs, context: &VolumeContext) -> Result<MountedVolume, VolumeError> {
+/// checked and it has been created if its type says so. configMap, secret, downwardAPI, projected: a directory (in
+/// memory, but for configMap) with the files that were computed for it.
+pub fn set_up(input: &VolumeInput<'_>, dirs: &PodDirs, context: &VolumeContext) -> Result<MountedVolume, VolumeError> {
+    let volume = input.volume;
     supported(volume)?;
-    if let (None, Some(HostPathVolumeSource { path, type_ })) = (&volume.empty_dir, &volume.host_path) {
-        let host_path = host_path::resolve(path, type_.as_deref().unwrap_or_default())?;
-        return Ok(MountedVolume { host_path, readonly: false });
+    let writable = |host_path| MountedVolume { host_path, readonly: false };
+    match volume_kind(volume).0 {
+        "configMap" | "secret" | "downwardAPI" | "projected" => {
+            let none = Payload::new();
+            content::set_up(volume, input.pod, input.content.unwrap_or(&none), dirs, context)
+        }
+        "hostPath" => host_path::set_up(&volume.host_path.clone().unwrap_or_default()).map(writable),
+        // A volume that names no kind is one, too.
+        _ => {
+            let source = volume.empty_dir.clone().unwrap_or_default();
+            empty_dir::set_up(&volume.name, &source, dirs, context).map(writable)
+        }
     }
-    let source = volume.empty_dir.clone().unwrap_or_default();
-    let host_path = empty_dir::set_up(&volume.name, &source, dirs, context)?;
-    Ok(MountedVolume { host_path, readonly: false })
 }
 
 #[cfg(test)]

@@ -143,6 +143,7 @@ mod tests {
         panic::resume_unwind,
     };
 
+    use k8s_openapi::api::core::v1::Pod;
     use nix::{
         mount::{MsFlags, mount},
         sched::{CloneFlags, unshare},
@@ -154,7 +155,13 @@ mod tests {
         testing::{dirs, layout},
         *,
     };
-    use crate::volume::{MountedVolume, VolumeContext, set_up, shm};
+    use crate::{
+        api::{
+            content::{ContentFile, Payload},
+            objects::Objects,
+        },
+        volume::{MountedVolume, VolumeContext, VolumeInput, set_up, shm},
+    };
 
     /// Runs `test` on a thread with mounts of its own, which vanish with it.
     fn with_own_mounts(test: impl FnOnce(&Path) + Send + 'static) {
@@ -177,7 +184,47 @@ mod tests {
         let mut source = source;
         source["name"] = json!("v");
         let context = VolumeContext { fs_group: Some(1234), memory_limit: Some(8 << 20), node_memory: 1 << 30 };
-        set_up(&serde_json::from_value(source).unwrap(), dirs, &context).unwrap()
+        let volume = serde_json::from_value(source).unwrap();
+        let input = VolumeInput { volume: &volume, pod: &Pod::default(), objects: &Objects::default(), content: None };
+        set_up(&input, dirs, &context).unwrap()
+    }
+
+    #[test]
+    #[ignore = "rootful: run by make test with --include-ignored"]
+    fn a_secret_is_in_memory_takes_what_it_needs_and_goes() {
+        with_own_mounts(|root| {
+            let dirs = dirs(root, "u");
+            let volume = serde_json::from_value(json!({"name": "v", "secret": {"secretName": "s"}})).unwrap();
+            let set_up = |size: usize| {
+                let file = ContentFile { bytes: vec![7; size], mode: 0o400, owner: Some(99) };
+                let payload = Payload::from([("key".to_owned(), file)]);
+                let objects = Objects::default();
+                let pod = Pod::default();
+                let input = VolumeInput { volume: &volume, pod: &pod, objects: &objects, content: Some(&payload) };
+                set_up(&input, &dirs, &VolumeContext { fs_group: Some(1234), ..VolumeContext::default() }).unwrap()
+            };
+            let mounted = set_up(5);
+            assert!(mounted.readonly);
+            let path = mounted.host_path;
+            assert_eq!(path, dirs.dir.join("volumes/kubernetes.io~secret/v"));
+            let size = || {
+                let found = statfs(&path).unwrap();
+                assert_eq!(found.filesystem_type(), TMPFS_MAGIC);
+                found.blocks() * found.block_size() as u64
+            };
+            assert_eq!(size(), 1 << 20);
+            let metadata = fs::metadata(path.join("key")).unwrap();
+            assert_eq!((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()), (0o440, 99, 1234));
+            // Both generations fit, however large the new one is; and nothing is mounted twice.
+            for length in [900_000, 3_000_000, 10] {
+                set_up(length);
+                assert_eq!(fs::metadata(path.join("key")).unwrap().len(), length as u64);
+            }
+            assert!((3_000_000..6_000_000).contains(&size()), "{}", size());
+            assert_eq!(mount_table::beneath(root).unwrap(), [path]);
+            tear_down(&dirs).unwrap();
+            assert!(!dirs.volumes().exists());
+        });
     }
 
     #[test]

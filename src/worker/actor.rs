@@ -44,6 +44,10 @@ pub struct Wanted {
     pub resize: Option<Pending>,
     /// Set once the node does not run it any more.
     pub evict: Option<Eviction>,
+    /// How often an object that the pod refers to has changed.
+    pub objects: u64,
+    /// How often that was one an image may be pulled with.
+    pub credentials: u64,
 }
 
 /// What an actor tells of itself after each plan that changed something.
@@ -111,6 +115,9 @@ impl Actor {
         let mut stages: Vec<Stage> = Vec::new();
         let mut changes = Changes::default();
         let mut manager_gone = false;
+        let mut known = Wanted::default();
+        let mut written_for = self.pod.clone();
+        self.observed.contents = self.host.contents(&self.pod);
         loop {
             let now = self.host.now();
             let wanted = self.wanted.borrow_and_update().clone();
@@ -118,10 +125,20 @@ impl Actor {
                 self.memory.terminate(grace, now);
             }
             // A pod that ended by itself in the meantime has not been evicted.
-            if let (Some(eviction), false) = (wanted.evict, self.has_ended()) {
+            if let (Some(eviction), false) = (wanted.evict.clone(), self.has_ended()) {
                 self.memory.eviction.get_or_insert(eviction);
             }
-            self.memory.resize = wanted.resize;
+            self.memory.resize = wanted.resize.clone();
+            let pod_changed = !Arc::ptr_eq(&written_for, &self.pod);
+            let objects_changed = wanted.objects != known.objects;
+            if pod_changed || objects_changed {
+                written_for = self.pod.clone();
+                self.observed.contents = self.host.contents(&self.pod);
+            }
+            if objects_changed {
+                self.memory.objects_changed(wanted.credentials != known.credentials, now);
+            }
+            known = wanted.clone();
             let plan = plan(&self.pod, &self.observed, &self.memory, &self.node, now);
             self.publish(plan.status, &stages, std::mem::take(&mut changes.unreported));
             if self.observed.forgotten {
@@ -281,6 +298,10 @@ impl Actor {
                 stages.truncate(128);
                 self.memory.ended(&action, None, self.host.now());
                 self.tell(happening::finished(&self.pod, &action, Ok(&done.outcome)));
+                if let Outcome::Volume(_) = done.outcome {
+                    // It may have been written from objects newer than those known here.
+                    self.observed.contents = self.host.contents(&self.pod);
+                }
                 match (&action, done.outcome) {
                     (Action::RecordPod, _) => self.swap(changes, tasks),
                     (Action::ResizePod { containers }, _) => self.observed.resized(&task.pod, containers),
@@ -403,6 +424,7 @@ fn stage_name(action: &Action) -> String {
         Action::RecordVerdict(_) => "verdict".to_owned(),
         Action::LeaseAddresses => "lease".to_owned(),
         Action::MountVolume(name) => format!("volume/{name}"),
+        Action::RefreshVolume(name) => format!("volume/{name}/refreshed"),
         Action::ResolveImage { container, .. } => format!("{container}/image"),
         Action::CreateSandbox => "sandbox".to_owned(),
         Action::AttachNetwork => "network".to_owned(),

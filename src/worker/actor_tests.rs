@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use k8s_openapi::api::core::v1::{Pod, Volume};
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinHandle,
@@ -25,6 +26,10 @@ struct Rig {
 }
 
 fn rig(script: impl FnOnce(&mut FakeHost)) -> Rig {
+    rig_of(pod("u1", "web"), script)
+}
+
+fn rig_of(pod: Pod, script: impl FnOnce(&mut FakeHost)) -> Rig {
     let clock = Clock::new();
     let (events, happened) = mpsc::channel(8);
     let mut host = FakeHost::new(clock, events.clone());
@@ -33,8 +38,8 @@ fn rig(script: impl FnOnce(&mut FakeHost)) -> Rig {
     let (wanted, wishes) = watch::channel(Wanted::default());
     let (sender, reports) = watch::channel(None);
     let actor = Actor {
-        pod: Arc::new(pod("u1", "web")),
-        desired: Arc::new(pod("u1", "web")),
+        pod: Arc::new(pod.clone()),
+        desired: Arc::new(pod),
         observed: ObservedPod::default(),
         memory: Memory { start_time: Some(clock.now()), ..Memory::default() },
         node: node(),
@@ -429,4 +434,75 @@ async fn a_lost_sandbox_and_the_end_are_told() {
     rig.terminate(30);
     settle().await;
     assert_eq!(rig.host.happenings()[2..], ["SandboxChanged", "Created", "Started", "Killing"]);
+}
+
+/// A rig whose pod has a volume with content.
+fn rig_with_volume(script: impl FnOnce(&mut FakeHost)) -> Rig {
+    let mut pod = pod("u1", "web");
+    let volume = Volume { name: "config".to_owned(), ..Volume::default() };
+    pod.spec.as_mut().unwrap().volumes = Some(vec![volume]);
+    rig_of(pod, |host| {
+        host.contents.lock().unwrap().insert("config".to_owned(), 1);
+        script(host);
+    })
+}
+
+impl Rig {
+    async fn change(&self, content: u64) {
+        self.host.contents.lock().unwrap().insert("config".to_owned(), content);
+        self.wanted.send_modify(|wanted| wanted.objects += 1);
+        settle().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_an_object_reaches_the_volume_once_and_at_once() {
+    let rig = rig_with_volume(|_| {});
+    settle().await;
+    assert_eq!(rig.phase(), "Running");
+    let refresh = Action::RefreshVolume("config".to_owned());
+    assert!(!rig.host.actions().contains(&refresh));
+    let before = rig.clock.passed();
+    rig.change(2).await;
+    rig.change(2).await;
+    assert_eq!(rig.host.times(&refresh).len(), 1, "another object changed the second time");
+    rig.change(3).await;
+    assert_eq!(rig.host.times(&refresh).len(), 2);
+    assert!(rig.clock.passed() - before < Duration::from_millis(100));
+    assert_eq!(rig.phase(), "Running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_starts_as_soon_as_what_it_waits_for_is_there() {
+    let mount = Action::MountVolume("config".to_owned());
+    let rig = rig_with_volume(|host| {
+        for _ in 0..8 {
+            host.script(mount.clone(), Step::FailFor("FailedMount", "configmap \"x\" not found"));
+        }
+    });
+    // Tried after 0.5, 1, 2, … seconds: the next time would be long after this.
+    sleep(Duration::from_secs(40)).await;
+    assert_eq!(rig.phase(), "Pending");
+    assert!(rig.waiting().1.contains("configmap \"x\" not found"));
+    while rig.host.times(&mount).len() < 8 {
+        rig.change(1).await;
+    }
+    rig.change(1).await;
+    assert_eq!(rig.phase(), "Running");
+    assert!(rig.clock.passed() < Duration::from_secs(41));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_pod_is_looked_at_for_what_its_volumes_show_of_it() {
+    let rig = rig_with_volume(|_| {});
+    settle().await;
+    rig.host.contents.lock().unwrap().insert("config".to_owned(), 2);
+    let mut changed = Pod::clone(&rig.report().pod);
+    (changed.status, changed.metadata.generation) = (None, Some(2));
+    changed.metadata.labels = Some([("new".to_owned(), "label".to_owned())].into());
+    let record = Arc::new(record(changed, rig.clock.now()));
+    rig.wanted.send_modify(|wanted| wanted.record = Some(record));
+    settle().await;
+    assert_eq!(rig.count(&Action::RefreshVolume("config".to_owned())), 1);
+    assert_eq!(rig.count(&stop(0)), 0);
 }

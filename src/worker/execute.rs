@@ -12,7 +12,7 @@ use std::{
 
 use berth_cni::Lease;
 use k8s_openapi::{
-    api::core::v1::{Pod, PodSpec, Volume},
+    api::core::v1::{Pod, PodSpec},
     jiff::Timestamp,
 };
 use tokio::sync::{OnceCell, mpsc};
@@ -49,7 +49,7 @@ use crate::{
         protocol::RunningContainer,
         spec::{ExecSpec, LaunchSpec, SandboxSpec},
     },
-    volume::{self, MountedVolume, VolumeContext},
+    volume::{self, MountedVolume},
 };
 
 /// The hands of one pod.
@@ -73,11 +73,11 @@ pub(super) fn spec_of(pod: &Pod) -> &PodSpec {
 
 /// What the hands hold between two actions.
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     supervisor: Option<Supervisor>,
     netlink: Option<OwnedFd>,
     lease: Option<Lease>,
-    volumes: BTreeMap<String, MountedVolume>,
+    pub(super) volumes: BTreeMap<String, MountedVolume>,
     images: BTreeMap<String, Arc<Image>>,
     launches: BTreeMap<String, Launch>,
     generation: u32,
@@ -153,7 +153,7 @@ impl Host {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).effective()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // Every critical section is a read or one assignment.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -264,22 +264,6 @@ impl Host {
         self.shared.write_etc(pod, &self.dirs, &addresses)?;
         let held = if on_host_network(pod) { Vec::new() } else { addresses };
         Ok(Done::new(Outcome::Leased(held)))
-    }
-
-    fn mount_volume(&self, pod: &Pod, name: &str) -> Result<Done, ActionError> {
-        let spec = spec_of(pod);
-        let volumes = spec.volumes.as_deref().unwrap_or_default();
-        let volume: Option<&Volume> = volumes.iter().find(|volume| volume.name == name);
-        let Some(volume) = volume else { return Ok(Done::new(Outcome::Done)) };
-        let security = spec.security_context.as_ref();
-        let context = VolumeContext {
-            fs_group: security.and_then(|security| security.fs_group).and_then(|group| u32::try_from(group).ok()),
-            memory_limit: self.shared.pod_limits(spec).memory,
-            node_memory: self.shared.memory,
-        };
-        let mounted = volume::set_up(volume, &self.dirs, &context).map_err(because("FailedMount"))?;
-        self.state().volumes.insert(name.to_owned(), mounted);
-        Ok(Done::new(Outcome::Done))
     }
 
     async fn resolve_image(&self, pod: &Pod, name: &str) -> Result<Done, ActionError> {
@@ -547,7 +531,7 @@ impl PodHost for Host {
                 Action::EnsureDirs => blocking(move || host.ensure_dirs()).await,
                 Action::RecordVerdict(verdict) => blocking(move || host.record_verdict(verdict)).await,
                 Action::LeaseAddresses => blocking(move || host.lease_addresses(&pod)).await,
-                Action::MountVolume(name) => blocking(move || host.mount_volume(&pod, &name)).await,
+                Action::MountVolume(name) | Action::RefreshVolume(name) => self.mount_volume(pod, name).await,
                 Action::ResolveImage { container, .. } => self.resolve_image(&pod, &container).await,
                 Action::CreateSandbox => self.create_sandbox(pod).await,
                 Action::AttachNetwork => blocking(move || host.attach_network(&pod)).await,
@@ -579,6 +563,10 @@ impl PodHost for Host {
                 Action::ForgetPod => blocking(move || host.forget()).await,
             }
         })
+    }
+
+    fn contents(&self, pod: &Pod) -> BTreeMap<String, u64> {
+        self.wanted_contents(pod)
     }
 
     fn record(self: Arc<Self>, record: Arc<PodRecord>) -> BoxFuture<'static, Result<Done, ActionError>> {

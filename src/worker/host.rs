@@ -1,6 +1,6 @@
 //! What an actor needs of the outside world: one verb and a stream of events.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 
@@ -32,6 +32,12 @@ pub trait PodHost: Send + Sync + 'static {
 
     /// An attempt ended: the room to remove what only its processes needed (its cgroup). Called once for each.
     fn attempt_ended(&self, _attempt: &Attempt) {}
+
+    /// By volume of `pod` whose content comes from objects: what stands for the content it should have now. Quick; the
+    /// objects are in memory.
+    fn contents(&self, _pod: &Pod) -> BTreeMap<String, u64> {
+        BTreeMap::new()
+    }
 
     /// Runs a command in a running container.
     fn exec(

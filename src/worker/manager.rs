@@ -20,7 +20,14 @@ use super::{
     record::{self, PodRecord},
 };
 use crate::{
-    api::{problem::ManifestProblem, resources::Resources, update::Change},
+    api::{
+        object::{ObjectKey, ObjectKind},
+        objects::Objects,
+        problem::ManifestProblem,
+        references::references,
+        resources::Resources,
+        update::Change,
+    },
     obs::events::Severity,
     pod::{
         Memory, NodeView, ObservedPod, Rejection,
@@ -146,6 +153,8 @@ pub struct Manager {
     waiting: BTreeSet<String>,
     /// UIDs of pods whose record cannot be used: nothing is done to them, or for them.
     left_alone: BTreeSet<String>,
+    /// The objects that pods were told of last.
+    objects: Arc<Objects>,
 }
 
 impl Manager {
@@ -160,6 +169,7 @@ impl Manager {
             leaving: JoinSet::new(),
             waiting: BTreeSet::new(),
             left_alone: BTreeSet::new(),
+            objects: Arc::default(),
         }
     }
 
@@ -208,6 +218,26 @@ impl Manager {
                 // until the agent starts again and adopts it.
                 warn!(%error, "the actor of a pod ended abnormally; its pod is left alone");
             }
+        }
+    }
+
+    /// Wakes the pods that refer to an object that is another one in `now` than it was the last time, and no other.
+    pub fn objects_changed(&mut self, now: Arc<Objects>) {
+        let before = std::mem::replace(&mut self.objects, now.clone());
+        for running in self.running.values().filter(|running| !running.rejected) {
+            let pod = &running.record.pod;
+            // Those of before, too: what is gone may have been referred to through another object.
+            let mut keys = references(pod, &before);
+            keys.extend(references(pod, &now));
+            if !before.differ(&now, &keys) {
+                continue;
+            }
+            let pulls_with = |key: &&ObjectKey| matches!(key.kind, ObjectKind::Secret | ObjectKind::ServiceAccount);
+            let credentials = before.differ(&now, keys.iter().filter(pulls_with));
+            running.wanted.send_modify(|wanted| {
+                wanted.objects += 1;
+                wanted.credentials += u64::from(credentials);
+            });
         }
     }
 

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, ConfigMapVolumeSource, Pod, Volume},
+    jiff::Timestamp,
+};
 use tokio::{
     sync::{Notify, mpsc},
     time::timeout,
@@ -21,6 +24,7 @@ use super::{
 use crate::{
     api::{
         defaults::set_pod_defaults,
+        objects::Objects,
         quantity::Quantity,
         resources::{CPU, Resources, pod_requests},
         update::{Change, Resize},
@@ -568,4 +572,41 @@ async fn what_was_decided_is_not_decided_again_by_another_agent() {
     rig.reconcile(update()).await;
     assert_eq!((rig.phase("1").as_str(), rig.phase("3").as_str()), ("Failed", "Running"));
     assert_eq!(host.actions().first(), Some(&stop(0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_object_wakes_the_pods_that_refer_to_it_and_no_other() {
+    let mut rig = rig(&[]);
+    let mut update = wants(&[("1", "a"), ("2", "b"), ("3", "c")]);
+    for (sourced, config) in update.pods.iter_mut().zip(["one", "two"]) {
+        let source = Some(ConfigMapVolumeSource { name: config.to_owned(), ..Default::default() });
+        let volume = Volume { name: "v".to_owned(), config_map: source, ..Volume::default() };
+        Arc::get_mut(sourced).unwrap().pod.spec.as_mut().unwrap().volumes = Some(vec![volume]);
+    }
+    rig.reconcile(update).await;
+    let objects = |text: &str| {
+        let mut objects = Objects::default();
+        let data = Some(BTreeMap::from([("key".to_owned(), text.to_owned())]));
+        let object = ConfigMap { data, ..ConfigMap::default() };
+        objects.config_maps.insert(("default".to_owned(), "one".to_owned()), Arc::new(object));
+        Arc::new(objects)
+    };
+    let refreshes = |rig: &Rig| {
+        ["1", "2", "3"].map(|uid| {
+            let refresh = |action: &&Action| matches!(action, Action::RefreshVolume(_));
+            rig.host(uid).actions().iter().filter(refresh).count()
+        })
+    };
+    for (content, text) in [(1, "a"), (2, "b")] {
+        for uid in ["1", "2", "3"] {
+            // All would have something to write, if they were asked.
+            rig.host(uid).contents.lock().unwrap().insert("v".to_owned(), content);
+        }
+        let objects = objects(text);
+        rig.manager.objects_changed(objects.clone());
+        settle().await;
+        rig.manager.objects_changed(objects);
+        settle().await;
+        assert_eq!(refreshes(&rig), [content as usize, 0, 0]);
+    }
 }

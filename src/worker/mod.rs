@@ -27,4 +27,5 @@ mod teardown;
 #[cfg(test)]
 mod testing;
 mod updates;
+mod volumes;
 mod watch;

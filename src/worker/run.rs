@@ -29,7 +29,12 @@ use crate::{
         chain::Chain,
         event_file::{self, EventFile},
     },
-    pod::{NodeView, backoff::BackoffPolicy, desired},
+    pod::{
+        NodeView,
+        backoff::BackoffPolicy,
+        desired,
+        desired_objects::{DesiredObjects, merge_objects},
+    },
     runtime::spawn::SpawnError,
     source::{
         Updates,
@@ -99,6 +104,8 @@ pub struct Agent {
     manager: Manager,
     sources: Vec<Updates>,
     problems: watch::Sender<Vec<ManifestProblem>>,
+    /// What pods refer to, as it was put together last.
+    objects: DesiredObjects,
     updates: mpsc::Receiver<Update>,
     /// Pods of the ledger that are left alone.
     unreadable: Vec<ManifestProblem>,
@@ -213,6 +220,7 @@ impl Agent {
             manager,
             sources,
             problems,
+            objects: DesiredObjects::default(),
             updates,
             unreadable,
             node,
@@ -239,6 +247,8 @@ impl Agent {
                 }
             });
         }
+        let mut objects = self.shared.objects.subscribe();
+        objects.mark_changed();
         let ruleset = tokio::spawn(ruleset::keep(self.shared.clone()));
         let events = tokio::spawn(event_file::keep(self.event_file.clone(), self.shared.events.clone()));
         tokio::pin!(stop);
@@ -250,12 +260,17 @@ impl Agent {
                     None => std::future::pending().await,
                 }
             };
-            // Cancel-safe: a notification stays until it is taken, `pod_gone` loses no actor and `recv` no message when
-            // it is dropped, and the time to tidy stays what it is.
+            // Cancel-safe: a notification or a change stays until it is taken, `pod_gone` loses no actor and `recv` no
+            // message when it is dropped, and the time to tidy stays what it is.
             tokio::select! {
                 biased;
                 () = &mut stop => break,
                 () = changed.notified() => self.reconcile(),
+                // Its sender lives as long as this.
+                Ok(()) = objects.changed() => {
+                    let now = objects.borrow_and_update().clone();
+                    self.manager.objects_changed(now);
+                }
                 () = self.manager.pod_gone() => self.reconcile(),
                 Some(update) = self.updates.recv() => self.manager.update(update),
                 () = tidying => {
@@ -288,7 +303,10 @@ impl Agent {
         // An agent that was given no source has nobody who could want its pods gone.
         let complete = !latest.is_empty() && latest.iter().all(Option::is_some);
         let updates: Vec<_> = latest.into_iter().flatten().collect();
+        // First of all, so that a pod finds what it refers to.
+        self.publish_objects(merge_objects(&updates, complete, &self.objects));
         let mut desired = desired::merge(&updates, &self.manager.uids());
+        desired.problems.extend(self.objects.problems.iter().cloned());
         desired.problems.extend(self.unreadable.iter().cloned());
         let not_followed = self.manager.reconcile(&desired, complete, seen);
         desired.problems.extend(not_followed);
@@ -302,6 +320,22 @@ impl Agent {
             }
             changed
         });
+    }
+}
+
+impl Agent {
+    fn publish_objects(&mut self, merged: DesiredObjects) {
+        if !merged.is_same(&self.objects) {
+            let snapshot = merged.snapshot();
+            self.shared.objects.send_if_modified(|objects| {
+                let changed = !objects.is_same(&snapshot);
+                if changed {
+                    *objects = Arc::new(snapshot);
+                }
+                changed
+            });
+        }
+        self.objects = merged;
     }
 }
 

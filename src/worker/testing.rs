@@ -26,7 +26,7 @@ use crate::{
         backoff::CRASH_LOOP,
         desired::SourceId,
         happening::Happening,
-        observed::{Attempt, AttemptState, Ended, Launched},
+        observed::{Attempt, AttemptState, Ended, Launched, Written},
     },
     supervisor::spec::{
         CgroupPlacement, ExitRecord, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, UserSpec, VERSION,
@@ -62,6 +62,8 @@ pub async fn settle() {
 pub enum Step {
     /// Fails.
     Fail(&'static str),
+    /// Fails with a reason and a message.
+    FailFor(&'static str, &'static str),
     /// Has a bug.
     Panic,
     /// Waits to be released, then succeeds.
@@ -84,6 +86,8 @@ pub struct FakeHost {
     /// Reasons and messages of events.
     pub told: Mutex<Vec<(String, String)>>,
     generation: Mutex<u32>,
+    /// Content that each volume should have.
+    pub contents: Mutex<BTreeMap<String, u64>>,
     released: watch::Sender<BTreeSet<(String, u32)>>,
 }
 
@@ -99,6 +103,7 @@ impl FakeHost {
             recorded: Mutex::default(),
             told: Mutex::default(),
             generation: Mutex::default(),
+            contents: Mutex::default(),
             released: watch::Sender::default(),
         }
     }
@@ -139,6 +144,10 @@ impl FakeHost {
                 Outcome::Prepared(Launched { attempt, image, resources })
             }
             Action::LeaseAddresses => Outcome::Leased(vec!["10.85.0.2".parse().unwrap()]),
+            Action::MountVolume(name) | Action::RefreshVolume(name) => {
+                let content = self.contents.lock().unwrap().get(&name).copied();
+                Outcome::Volume(Written { content, renew_at: None })
+            }
             Action::ResolveImage { .. } => Outcome::Image("sha256:aa".to_owned()),
             Action::CreateSandbox => {
                 let mut generation = self.generation.lock().unwrap();
@@ -181,6 +190,9 @@ impl PodHost for FakeHost {
                 Some(Step::Fail(message)) => {
                     return Err(ActionError { reason: "Scripted".to_owned(), message: message.to_owned() });
                 }
+                Some(Step::FailFor(reason, message)) => {
+                    return Err(ActionError { reason: reason.to_owned(), message: message.to_owned() });
+                }
                 Some(Step::Panic) => panic!("scripted"),
                 Some(Step::Return(outcome)) => return Ok(Done::new(outcome)),
                 Some(Step::Hold(release)) => release.notified().await,
@@ -197,6 +209,10 @@ impl PodHost for FakeHost {
 
     fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    fn contents(&self, _pod: &Pod) -> BTreeMap<String, u64> {
+        self.contents.lock().unwrap().clone()
     }
 
     fn happened(&self, _pod: &Pod, happening: Happening) {

@@ -37,9 +37,7 @@ fn pods() -> Vec<Value> {
         "azureFile",
         "cephfs",
         "cinder",
-        "configMap",
         "csi",
-        "downwardAPI",
         "ephemeral",
         "fc",
         "flexVolume",
@@ -53,15 +51,18 @@ fn pods() -> Vec<Value> {
         "persistentVolumeClaim",
         "photonPersistentDisk",
         "portworxVolume",
-        "projected",
         "quobyte",
         "rbd",
         "scaleIO",
-        "secret",
         "storageos",
         "vsphereVolume",
     ];
     let mut volumes: Vec<Value> = kinds.iter().map(|kind| json!({"name": "v", *kind: {}})).collect();
+    let sources = json!([
+        {"clusterTrustBundle": {"path": "p"}}, {"podCertificate": {"signerName": "s", "keyType": "k"}},
+        {"serviceAccountToken": {"path": "p"}},
+    ]);
+    volumes.push(json!({"name": "v", "projected": {"sources": sources}}));
     volumes.push(json!({"name": "v", "emptyDir": {"medium": "HugePages"}}));
     volumes.push(json!({"name": "v", "emptyDir": {"sizeLimit": "1Gi"}}));
     vec![json!({

@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Material, manifest, now, text};
+use super::{Material, manifest, manifest_with_volumes, now, objects, text};
 use crate::{Agent, Place};
 
 /// An agent with the image loaded.
@@ -63,8 +63,17 @@ impl<'a> Bench<'a> {
     /// One pod up and down: nanoseconds from the rename to the container's first instruction, and from the manifest's
     /// removal to the pod's directory being gone; and what the agent says of the stages in between.
     pub fn once(&self, name: &str) -> Result<Once> {
+        self.once_of(name, &manifest(name))
+    }
+
+    /// The same for a pod with 20 volumes; its objects are there.
+    pub fn once_with_volumes(&self, name: &str) -> Result<Once> {
+        self.once_of(name, &manifest_with_volumes(name, 20))
+    }
+
+    fn once_of(&self, name: &str, manifest: &str) -> Result<Once> {
         let (hidden, visible) = self.paths(name);
-        fs::write(&hidden, manifest(name))?;
+        fs::write(&hidden, manifest)?;
         let begun = now();
         fs::rename(&hidden, &visible)?;
         let started = self.stamps(name, 1, Duration::from_secs(20))?[0];
@@ -82,8 +91,50 @@ impl<'a> Bench<'a> {
         (directory.join(format!(".{name}")), directory.join(format!("{name}.json")))
     }
 
+    /// Puts the objects of [`manifest_with_volumes`] beside the pods.
+    pub fn put_objects(&self, value: &str) {
+        for (name, manifest) in objects(value) {
+            self.agent.apply(name, &manifest);
+        }
+    }
+
+    /// Gives the config map another value: nanoseconds until all pods have it. `count` pods have it in a volume `v0`.
+    pub fn update(&self, value: &str, count: usize) -> Result<i64> {
+        let mut waiting: Vec<PathBuf> = Vec::new();
+        for entry in fs::read_dir(self.place.path("root").join("pods"))? {
+            waiting.push(entry?.path().join("volumes/kubernetes.io~configmap/v0/key"));
+        }
+        ensure!(waiting.len() == count, "{} pods instead of {count}", waiting.len());
+        let begun = now();
+        self.put_objects(value);
+        loop {
+            // In the place's mount namespace nothing is different: these volumes are on disk.
+            waiting.retain(|path| fs::read_to_string(path).ok().as_deref() != Some(value));
+            let took = now() - begun;
+            if waiting.is_empty() {
+                return Ok(took);
+            }
+            ensure!(
+                took < 60_000_000_000,
+                "{} of {count} pods have the old value:\n{}",
+                waiting.len(),
+                self.agent.log()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// `count` pods at once: nanoseconds from the first rename to the last container's first instruction.
     pub fn many(&self, prefix: &str, count: usize) -> Result<i64> {
+        self.many_of(prefix, count, &manifest)
+    }
+
+    /// The same for pods with one config map in a volume.
+    pub fn many_with_config(&self, prefix: &str, count: usize) -> Result<i64> {
+        self.many_of(prefix, count, &|name| manifest_with_volumes(name, 1))
+    }
+
+    fn many_of(&self, prefix: &str, count: usize, manifest: &dyn Fn(&str) -> String) -> Result<i64> {
         let names: Vec<String> = (0..count).map(|number| format!("{prefix}{number}")).collect();
         for name in &names {
             fs::write(self.paths(name).0, manifest(name))?;

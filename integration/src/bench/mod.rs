@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use crate::fixtures;
 
@@ -70,7 +71,11 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<()> {
 
 /// The manifest every Kubernetes-shaped contender gets: one container that prints the time and waits.
 pub fn manifest(name: &str) -> String {
-    serde_json::json!({
+    pod(name).to_string()
+}
+
+fn pod(name: &str) -> Value {
+    json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": { "name": name },
@@ -84,5 +89,45 @@ pub fn manifest(name: &str) -> String {
             }],
         },
     })
-    .to_string()
+}
+
+/// The same pod with `count` volumes of all kinds in turn; those with content take it from [`objects`].
+pub fn manifest_with_volumes(name: &str, count: usize) -> String {
+    let projected = json!([
+        { "configMap": { "name": "bench" } },
+        { "secret": { "name": "bench", "items": [{ "key": "key", "path": "secret" }] } },
+    ]);
+    let downward = json!([{ "path": "name", "fieldRef": { "fieldPath": "metadata.name" } }]);
+    let kinds = [
+        json!({ "configMap": { "name": "bench" } }),
+        json!({ "secret": { "secretName": "bench" } }),
+        json!({ "emptyDir": {} }),
+        json!({ "projected": { "sources": projected } }),
+        json!({ "downwardAPI": { "items": downward } }),
+    ];
+    let volume = |(number, kind): (usize, &Value)| {
+        let mut volume = kind.clone();
+        volume["name"] = format!("v{number}").into();
+        volume
+    };
+    let volumes: Vec<Value> = kinds.iter().cycle().take(count).enumerate().map(volume).collect();
+    let mount = |number: usize| json!({ "name": format!("v{number}"), "mountPath": format!("/volumes/{number}") });
+    let mut pod = pod(name);
+    pod["spec"]["containers"][0]["volumeMounts"] = (0..count).map(mount).collect();
+    pod["spec"]["volumes"] = volumes.into();
+    pod.to_string()
+}
+
+/// The config map (with `value` as its one key's) and the secret the volumes are made from.
+pub fn objects(value: &str) -> [(&'static str, String); 2] {
+    let object = |kind: &str, field: &str, value: &str| {
+        let metadata = json!({ "name": "bench", "namespace": "default" });
+        let mut object = json!({ "apiVersion": "v1", "kind": kind, "metadata": metadata });
+        object[field] = json!({ "key": value });
+        object.to_string()
+    };
+    [
+        ("configmap.json", object("ConfigMap", "data", value)),
+        ("secret.json", object("Secret", "stringData", "a secret")),
+    ]
 }

@@ -176,6 +176,32 @@ fn main() -> Result<()> {
         goals: vec![Goal::AtMost(0.0)],
     });
 
+    // Volumes: what twenty of them add to a start, and how long a change takes to be everywhere.
+    bench.put_objects("0");
+    let (mut with_volumes, mut without) = (Vec::new(), Vec::new());
+    for round in 0..options.rounds {
+        with_volumes.push(bench.once_with_volumes(&format!("volumes{round}"))?.start);
+        without.push(bench.once(&format!("plain{round}"))?.start);
+    }
+    benchmarks.push(Benchmark {
+        name: "start-with-volumes",
+        unit: "ms",
+        series: vec![Series::new("berth", milliseconds(&with_volumes)), Series::new("without", milliseconds(&without))],
+        goals: vec![Goal::TimesOf(1.5, "without")],
+    });
+    bench.many_with_config("config", options.density)?;
+    let mut updates = Vec::new();
+    for round in 1..=options.rounds.min(10) {
+        updates.push(bench.update(&round.to_string(), options.density)?);
+    }
+    bench.clear()?;
+    benchmarks.push(Benchmark {
+        name: "config-update",
+        unit: "ms",
+        series: vec![Series::new("berth", milliseconds(&updates))],
+        goals: vec![Goal::AtMost(1000.0)],
+    });
+
     print_stages(stages);
     for benchmark in &benchmarks {
         benchmark.print();

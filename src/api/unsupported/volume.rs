@@ -1,6 +1,9 @@
 //! The kinds of volumes.
 
-use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource, Volume};
+use k8s_openapi::api::core::v1::{
+    ConfigMapVolumeSource, DownwardAPIVolumeSource, EmptyDirVolumeSource, HostPathVolumeSource, ProjectedVolumeSource,
+    SecretVolumeSource, Volume, VolumeProjection,
+};
 
 use super::Issues;
 
@@ -23,6 +26,47 @@ pub(super) fn check(volume: &Volume, path: &str, issues: &mut Issues) {
     if let Some(source) = &volume.host_path {
         // Both are honoured.
         let HostPathVolumeSource { path: _, type_: _ } = source;
+    }
+    check_content(volume, path, issues);
+}
+
+/// Volumes whose content comes from objects; all of them is honoured but for two sources.
+fn check_content(volume: &Volume, path: &str, issues: &mut Issues) {
+    if let Some(source) = &volume.config_map {
+        let ConfigMapVolumeSource { default_mode: _, items: _, name: _, optional: _ } = source;
+    }
+    if let Some(source) = &volume.secret {
+        let SecretVolumeSource { default_mode: _, items: _, optional: _, secret_name: _ } = source;
+    }
+    if let Some(source) = &volume.downward_api {
+        let DownwardAPIVolumeSource { default_mode: _, items: _ } = source;
+    }
+    let Some(ProjectedVolumeSource { default_mode: _, sources }) = &volume.projected else { return };
+    for (index, source) in sources.iter().flatten().enumerate() {
+        let VolumeProjection {
+            cluster_trust_bundle,
+            pod_certificate,
+            config_map: _,
+            downward_api: _,
+            secret: _,
+            service_account_token,
+        } = source;
+        let path = format!("{path}.projected.sources[{index}]");
+        issues.refuse_if(
+            cluster_trust_bundle.is_some(),
+            format!("{path}.clusterTrustBundle"),
+            "trust bundles are not supported yet",
+        );
+        issues.refuse_if(
+            pod_certificate.is_some(),
+            format!("{path}.podCertificate"),
+            "certificates of pods are not supported yet",
+        );
+        issues.refuse_if(
+            service_account_token.is_some(),
+            format!("{path}.serviceAccountToken"),
+            "tokens of service accounts are not supported yet",
+        );
     }
 }
 
@@ -68,9 +112,7 @@ pub fn volume_kind(volume: &Volume) -> (&'static str, bool) {
         ("azureFile", azure_file.is_some()),
         ("cephfs", cephfs.is_some()),
         ("cinder", cinder.is_some()),
-        ("configMap", config_map.is_some()),
         ("csi", csi.is_some()),
-        ("downwardAPI", downward_api.is_some()),
         ("ephemeral", ephemeral.is_some()),
         ("fc", fc.is_some()),
         ("flexVolume", flex_volume.is_some()),
@@ -84,19 +126,22 @@ pub fn volume_kind(volume: &Volume) -> (&'static str, bool) {
         ("persistentVolumeClaim", persistent_volume_claim.is_some()),
         ("photonPersistentDisk", photon_persistent_disk.is_some()),
         ("portworxVolume", portworx_volume.is_some()),
-        ("projected", projected.is_some()),
         ("quobyte", quobyte.is_some()),
         ("rbd", rbd.is_some()),
         ("scaleIO", scale_io.is_some()),
-        ("secret", secret.is_some()),
         ("storageos", storageos.is_some()),
         ("vsphereVolume", vsphere_volume.is_some()),
     ];
     if let Some((kind, _)) = others.into_iter().find(|(_, set)| *set) {
         return (kind, false);
     }
-    match (empty_dir, host_path) {
-        (None, Some(_)) => ("hostPath", true),
-        _ => ("emptyDir", true),
-    }
+    let provided = [
+        ("configMap", config_map.is_some()),
+        ("downwardAPI", downward_api.is_some()),
+        ("emptyDir", empty_dir.is_some()),
+        ("hostPath", host_path.is_some()),
+        ("projected", projected.is_some()),
+        ("secret", secret.is_some()),
+    ];
+    (provided.into_iter().find(|(_, set)| *set).map_or("emptyDir", |(kind, _)| kind), true)
 }

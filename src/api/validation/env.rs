@@ -45,7 +45,7 @@ fn value_from(path: &str, source: &EnvVarSource, has_value: bool, errors: &mut E
     let mut sources = 0;
     if let Some(field) = &source.field_ref {
         sources += 1;
-        field_ref(&format!("{path}.fieldRef"), field, errors);
+        field_ref(&format!("{path}.fieldRef"), field, &FIELDS, errors);
     }
     if let Some(resource) = &source.resource_field_ref {
         sources += 1;
@@ -92,7 +92,8 @@ fn value_from(path: &str, source: &EnvVarSource, has_value: bool, errors: &mut E
     }
 }
 
-fn field_ref(path: &str, field: &ObjectFieldSelector, errors: &mut Errors) {
+/// A field of the pod that is one of `allowed`, or one label or annotation.
+pub(super) fn field_ref(path: &str, field: &ObjectFieldSelector, allowed: &[&str], errors: &mut Errors) {
     let path = format!("{path}.fieldPath");
     let text = field.field_path.as_str();
     if text.is_empty() {
@@ -103,12 +104,12 @@ fn field_ref(path: &str, field: &ObjectFieldSelector, errors: &mut Errors) {
         Some(("metadata.annotations", key)) => errors.check(&path, key, names::qualified(&key.to_lowercase())),
         Some(("metadata.labels", key)) => errors.check(&path, key, names::qualified(key)),
         Some((field, _)) => errors.push(FieldError::invalid(path, field, "does not support subscript")),
-        None if FIELDS.contains(&text) => {}
-        None => errors.push(FieldError::unsupported(path, text, &FIELDS)),
+        None if allowed.contains(&text) => {}
+        None => errors.push(FieldError::unsupported(path, text, allowed)),
     }
 }
 
-fn resource_field_ref(path: &str, field: &ResourceFieldSelector, errors: &mut Errors) {
+pub(super) fn resource_field_ref(path: &str, field: &ResourceFieldSelector, errors: &mut Errors) {
     let resource = field.resource.as_str();
     let resource_path = format!("{path}.resource");
     if resource.is_empty() {

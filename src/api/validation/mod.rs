@@ -6,14 +6,16 @@
 
 use std::fmt;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
 mod container;
+mod content;
 mod env;
 mod ephemeral;
 mod handler;
 mod mounts;
 mod names;
+mod objects;
 mod resources;
 mod scheduling;
 mod security;
@@ -22,6 +24,8 @@ mod volumes;
 
 #[cfg(test)]
 mod tests;
+
+pub use self::objects::{secret_type, validate_object, validate_object_update};
 
 /// Most bytes of all annotations together.
 const MAX_ANNOTATIONS: usize = 256 << 10;
@@ -164,6 +168,10 @@ fn metadata(pod: &Pod, errors: &mut Errors) {
         "" => errors.push(FieldError::required("metadata.namespace")),
         namespace => errors.check("metadata.namespace", namespace, names::label(namespace)),
     }
+    annotations_and_labels(metadata, errors);
+}
+
+fn annotations_and_labels(metadata: &ObjectMeta, errors: &mut Errors) {
     if let Some(labels) = &metadata.labels {
         names::labels("metadata.labels", labels, errors);
     }

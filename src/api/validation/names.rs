@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use super::Errors;
 
 const LABEL_RULE: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+const LABEL_1035_RULE: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
 const SUBDOMAIN_RULE: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const QUALIFIED_RULE: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
 const LABEL_VALUE_RULE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
@@ -28,6 +29,28 @@ pub(super) fn label(text: &str) -> Vec<String> {
     if !is_label(text) {
         broken.push(LABEL_RULE.to_owned());
     }
+    broken
+}
+
+/// DNS label that begins with a letter, as the names of services do (RFC 1035).
+pub(super) fn label_1035(text: &str) -> Vec<String> {
+    let mut broken = Vec::new();
+    if text.len() > 63 {
+        broken.push(too_long(63));
+    }
+    if !is_label(text) || !text.starts_with(|first: char| first.is_ascii_lowercase()) {
+        broken.push(LABEL_1035_RULE.to_owned());
+    }
+    broken
+}
+
+/// Name of a CSI driver: a DNS name of at most 63 characters.
+pub(super) fn driver_name(text: &str) -> Vec<String> {
+    let mut broken = Vec::new();
+    if text.len() > 63 {
+        broken.push(too_long(63));
+    }
+    broken.extend(subdomain(&text.to_lowercase()));
     broken
 }
 

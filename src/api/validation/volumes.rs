@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::Volume;
 use serde_json::Value;
 
-use super::{Errors, FieldError, names};
+use super::{Errors, FieldError, content, names};
 use crate::api::{decode::to_value, quantity::Quantity};
 
 const HOST_PATH_TYPES: [&str; 8] =
@@ -40,6 +40,7 @@ fn source(path: &str, volume: &Volume, errors: &mut Errors) {
             }
         }
     }
+    content::validate(path, volume, errors);
     if let Some(empty_dir) = &volume.empty_dir
         && let Some(limit) = &empty_dir.size_limit
     {

@@ -100,9 +100,16 @@ pub(super) fn attributes(spec: &MountSpec) -> u64 {
 /// in the kubelet. A missing directory is made with the owner and mode of the volume itself, so that a container
 /// that may write to the volume may write there too.
 fn open_sub_path(volume: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
-    match openat2(volume, path, purpose::PLACE, 0, Scope::Beneath) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        found => return found,
+    let mut left = SWITCHES;
+    loop {
+        match openat2(volume, path, purpose::PLACE, 0, Scope::Beneath) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => return found,
+        }
+        if left == 0 || !leads_through_link(volume, path) {
+            break;
+        }
+        left -= 1;
     }
     let model = node::status(volume)?;
     let mut directory = openat2(volume, Path::new("."), purpose::DIRECTORY, 0, Scope::Beneath)?;
@@ -123,6 +130,17 @@ fn open_sub_path(volume: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
         };
     }
     Ok(directory)
+}
+
+/// How often a look-up is repeated that has found nothing behind a link. The files of a config map and the like lie
+/// behind one that is switched to a new directory when they change, and the old directory goes at once: a look-up that
+/// was on its way then finds nothing. The next one sees the new directory.
+const SWITCHES: usize = 16;
+
+/// Whether a symbolic link is the first component of `path`.
+fn leads_through_link(volume: BorrowedFd<'_>, path: &Path) -> bool {
+    let first = path.components().find(|component| *component != Component::CurDir);
+    first.is_some_and(|first| node::read_link(volume, Path::new(first.as_os_str())).is_ok())
 }
 
 fn make_like(directory: BorrowedFd<'_>, name: &Path, model: &node::Status) -> io::Result<()> {
@@ -147,4 +165,61 @@ fn sub_path_failure(spec: &MountSpec, sub_path: &Path, source: io::Error) -> Fai
         return Failure { message: Some(message), ..failure };
     }
     failure
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        os::unix::fs::symlink,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use super::*;
+
+    /// Puts generation `number` of a file in the place of the one before, as the writer of config maps does.
+    fn switch(volume: &Path, number: u32) {
+        let name = format!("..{number}");
+        fs::create_dir(volume.join(&name)).unwrap();
+        fs::write(volume.join(&name).join("key"), number.to_string()).unwrap();
+        symlink(&name, volume.join("..data_tmp")).unwrap();
+        let before = fs::read_link(volume.join("..data")).ok();
+        fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
+        if let Some(before) = before {
+            fs::remove_dir_all(volume.join(before)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_behind_a_link_is_found_however_often_the_link_is_switched() {
+        let volume = tempfile::tempdir().unwrap();
+        let path = volume.path();
+        switch(path, 0);
+        symlink("..data/key", path.join("key")).unwrap();
+        let opened = File::open(path).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (1..).take_while(|_| !done.load(Ordering::Relaxed)).for_each(|number| switch(path, number));
+            });
+            for _ in 0..5_000 {
+                let found = open_sub_path(opened.as_fd(), Path::new("key"));
+                let kind = found.and_then(|found| node::status(found.as_fd())).map(|status| status.kind);
+                if !matches!(kind, Ok(Kind::Regular)) {
+                    done.store(true, Ordering::Relaxed);
+                    panic!("{kind:?}");
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert!(!path.join("key").is_dir());
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_not_waited_for() {
+        let volume = tempfile::tempdir().unwrap();
+        symlink("..data/key", volume.path().join("key")).unwrap();
+        let opened = File::open(volume.path()).unwrap();
+        assert!(open_sub_path(opened.as_fd(), Path::new("key")).is_err());
+    }
 }

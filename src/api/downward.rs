@@ -4,8 +4,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Pod, ResourceFieldSelector};
 
-use super::container_ref::ContainerRef;
-use crate::api::quantity::Quantity;
+use super::{container_ref::ContainerRef, quantity::Quantity};
 
 /// Facts about the pod that are not in its spec.
 #[derive(Debug, Clone, Copy)]
