@@ -6,6 +6,7 @@
 
 mod dial;
 mod error;
+pub mod exec;
 pub mod grpc;
 pub mod http;
 mod port;
@@ -14,6 +15,7 @@ pub mod tcp;
 mod tls;
 
 pub use error::{FetchError, HandlerError};
+pub use exec::{ExecReply, exec};
 pub use http::{HttpGet, Purpose, Reply, http_get};
 pub use tcp::{Place, tcp_connect};
 

@@ -629,7 +629,7 @@ impl PodHost for Host {
             let terminal = exec.terminal.take();
             // Holds the supervisor's connection as long as somebody waits for the code.
             let exit: BoxFuture<'static, Result<i32, NodeError>> =
-                Box::pin(async move { exec.wait().await.map_err(internal) });
+                Box::pin(async move { exec.wait().await.map(|end| end.exit_code).map_err(internal) });
             Ok(ExecSession { terminal, exit })
         })
     }

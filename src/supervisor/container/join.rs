@@ -17,18 +17,19 @@ use super::{
     user::{self, Files},
 };
 use crate::{
-    supervisor::spec::{ExecSpec, LaunchSpec},
+    supervisor::spec::{CgroupPlacement, ExecSpec, LaunchSpec},
     sys::{
         mount,
         session::{self, namespace},
     },
 };
 
-/// Runs in the child, which was born in the container's PID namespace and unified cgroup. `init` is the container's
-/// first process, `user` whom that was started as.
+/// Runs in the child, which was born in the container's PID namespace and in its own unified cgroup, that of `placement`.
+/// `init` is the container's first process, `user` whom that was started as.
 pub(super) fn run(
     spec: &ExecSpec,
     launch: &LaunchSpec,
+    placement: &CgroupPlacement,
     init: BorrowedFd<'_>,
     user: Option<&(u32, u32, Vec<u32>)>,
     stdio: ChildStdio,
@@ -37,7 +38,7 @@ pub(super) fn run(
 ) -> Result<Infallible, Failure> {
     reporter.stage("clone");
     let keep: Vec<BorrowedFd<'_>> = console.iter().map(AsFd::as_fd).chain([init]).collect();
-    finish::begin(launch, stdio, &keep, reporter)?;
+    finish::begin(launch, placement, stdio, &keep, reporter)?;
     reporter.stage("cgroup");
 
     // All namespaces in one step: there is no moment with one foot outside. Root and working directory are then the
