@@ -485,7 +485,7 @@ async fn a_bound_exec_whose_time_is_over_is_gone_with_all_that_it_started() {
     // The first process of the container reaps nobody.
     let directory = world.container("app", "exec sleep 1000", |_| {});
     let launch: LaunchSpec = durable::read_json(&directory.join("launch.json")).unwrap().unwrap();
-    let running = connected.supervisor.start(&directory).await.unwrap().unwrap();
+    let running = connected.supervisor.start(&directory, false).await.unwrap().unwrap();
     for _ in 0..3 {
         let (given, output, _errors) = streams();
         let spec = bound(HANGING, Duration::from_millis(300));
@@ -519,7 +519,7 @@ async fn a_bound_exec_ends_with_the_connection_and_another_goes_on() {
     let connected = world.spawn().await;
     let directory = world.container("app", "exec sleep 1000", |_| {});
     let launch: LaunchSpec = durable::read_json(&directory.join("launch.json")).unwrap().unwrap();
-    let running = connected.supervisor.start(&directory).await.unwrap().unwrap();
+    let running = connected.supervisor.start(&directory, false).await.unwrap().unwrap();
     // As an agent that is killed in the middle of it: its end of the socket closes.
     let socket = seqpacket::connect(&world.directories.run, SOCKET).unwrap();
     let (given, output, _errors) = streams();
@@ -545,7 +545,7 @@ async fn what_an_exec_leaves_running_is_the_containers_and_counts_there() {
     let connected = world.spawn().await;
     let directory = world.container("app", "exec sleep 1000", |_| {});
     let launch: LaunchSpec = durable::read_json(&directory.join("launch.json")).unwrap().unwrap();
-    let running = connected.supervisor.start(&directory).await.unwrap().unwrap();
+    let running = connected.supervisor.start(&directory, false).await.unwrap().unwrap();
     for spec in [bound("setsid sleep 998 & exit 0", PATIENCE), exec("app", "setsid sleep 998 & exit 0")] {
         let (given, ..) = streams();
         let mut left = connected.supervisor.exec(spec, given).await.unwrap().unwrap();

@@ -105,7 +105,7 @@ pub enum HandlerError {
 
 impl HandlerError {
     /// Whether it says something about the container. Otherwise it is the handler that is wrong, or the node that could
-    /// not run it, and upstream throws the result away.
+    /// not run it, and upstream throws the result away (a command that does not exist is such a handler).
     pub fn is_verdict(&self) -> bool {
         match self {
             HandlerError::Dial(_)
@@ -116,16 +116,25 @@ impl HandlerError {
             | HandlerError::GrpcUnimplemented(_)
             | HandlerError::GrpcRefused { .. }
             | HandlerError::GrpcUnhealthy(_)
-            | HandlerError::ExecTimeout { .. }
-            // Upstream's runtimes fail such a command with 126 or 127, as a shell would.
-            | HandlerError::Start(_) => true,
+            | HandlerError::ExecTimeout { .. } => true,
             HandlerError::UnknownPort { .. }
             | HandlerError::InvalidPort(_)
             | HandlerError::Header { .. }
             | HandlerError::Body { .. }
+            | HandlerError::Start(_)
             | HandlerError::Streams(_)
             | HandlerError::Supervisor { .. } => false,
         }
+    }
+
+    /// Whether another try at once may do better: it is neither a verdict nor a mistake in the handler.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            HandlerError::Body { .. }
+                | HandlerError::Streams(_)
+                | HandlerError::Supervisor { source: ClientError::Refused { .. }, .. }
+        )
     }
 }
 

@@ -16,7 +16,9 @@ mod tls;
 
 pub use error::{FetchError, HandlerError};
 pub use exec::{ExecReply, exec};
+pub use grpc::grpc_check;
 pub use http::{HttpGet, Purpose, Reply, http_get};
+pub use port::port_number;
 pub use tcp::{Place, tcp_connect};
 
 /// Most of a body, or of a command's output, that is kept: 10 KiB, as upstream.

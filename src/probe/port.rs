@@ -17,10 +17,15 @@ pub(super) fn resolve(port: &IntOrString, ports: &[ContainerPort]) -> Result<u16
             None => name.parse().map_err(|_| HandlerError::UnknownPort { name: name.clone() })?,
         },
     };
-    match u16::try_from(number) {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err(HandlerError::InvalidPort(number)),
-    }
+    u16::try_from(number).ok().filter(|number| *number > 0).ok_or(HandlerError::InvalidPort(number))
+}
+
+/// The port of a gRPC handler, which is always a number.
+///
+/// # Errors
+/// [`HandlerError::InvalidPort`].
+pub fn port_number(port: i32) -> Result<u16, HandlerError> {
+    resolve(&IntOrString::Int(port), &[])
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     handle::BoxFuture,
-    host::{ActionError, Done, PodEvent, PodHost},
+    host::{ActionError, Answer, Done, PodEvent, PodHost},
     record::{self, PodRecord},
 };
 use crate::{
@@ -26,7 +26,8 @@ use crate::{
         backoff::CRASH_LOOP,
         desired::SourceId,
         happening::Happening,
-        observed::{Attempt, AttemptState, Ended, Launched},
+        observed::{Attempt, AttemptState, Ended, Launched, Probed},
+        probe::{ProbeKey, ProbeKind},
     },
     supervisor::spec::{
         CgroupPlacement, ExitRecord, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, UserSpec, VERSION,
@@ -85,6 +86,9 @@ pub struct FakeHost {
     pub told: Mutex<Vec<(String, String)>>,
     generation: Mutex<u32>,
     released: watch::Sender<BTreeSet<(String, u32)>>,
+    answers: Mutex<BTreeMap<ProbeKind, VecDeque<(Duration, Option<bool>)>>>,
+    probed: Mutex<Vec<(ProbeKind, u32, Duration)>>,
+    kept: Mutex<BTreeMap<String, Probed>>,
 }
 
 impl FakeHost {
@@ -100,6 +104,9 @@ impl FakeHost {
             told: Mutex::default(),
             generation: Mutex::default(),
             released: watch::Sender::default(),
+            answers: Mutex::default(),
+            probed: Mutex::default(),
+            kept: Mutex::default(),
         }
     }
 
@@ -123,6 +130,23 @@ impl FakeHost {
     /// Ids and numbers of the attempts the actor said have ended.
     pub fn told_ended(&self) -> Vec<(String, u32)> {
         self.ended.lock().unwrap().clone()
+    }
+
+    /// What the next probes of a kind answer, each after a while; afterwards they succeed at once.
+    pub fn answers(&self, kind: ProbeKind, answers: impl IntoIterator<Item = (Duration, Option<bool>)>) {
+        self.answers.lock().unwrap().entry(kind).or_default().extend(answers);
+    }
+
+    /// When probes of a kind were begun, to the nearest second, with the attempt.
+    pub fn probed(&self, wanted: ProbeKind) -> Vec<(u32, u64)> {
+        let probed = self.probed.lock().unwrap();
+        let of = probed.iter().filter(|(kind, ..)| *kind == wanted);
+        of.map(|(_, attempt, at)| (*attempt, at.as_secs_f64().round() as u64)).collect()
+    }
+
+    /// The verdicts that were last to be kept.
+    pub fn kept(&self) -> BTreeMap<String, Probed> {
+        self.kept.lock().unwrap().clone()
     }
 
     /// Reasons of the events so far.
@@ -197,6 +221,20 @@ impl PodHost for FakeHost {
 
     fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    fn probe(self: Arc<Self>, _pod: Arc<Pod>, key: ProbeKey) -> BoxFuture<'static, Answer> {
+        self.probed.lock().unwrap().push((key.kind, key.attempt, self.clock.passed()));
+        let answer = self.answers.lock().unwrap().get_mut(&key.kind).and_then(VecDeque::pop_front);
+        Box::pin(async move {
+            let (wait, success) = answer.unwrap_or((Duration::ZERO, Some(true)));
+            tokio::time::sleep(wait).await;
+            Answer { success, message: "scripted".to_owned() }
+        })
+    }
+
+    fn keep_verdicts(self: Arc<Self>, probes: &BTreeMap<String, Probed>) {
+        self.kept.lock().unwrap().clone_from(probes);
     }
 
     fn happened(&self, _pod: &Pod, happening: Happening) {

@@ -63,7 +63,6 @@ fn confine(init: BorrowedFd<'_>) -> std::io::Result<()> {
     session::join(init, namespace::MOUNT | namespace::CGROUP | namespace::IPC | namespace::NET | namespace::UTS)?;
     exec::close_all_but(&[])?;
     caps::set_no_new_privileges()?;
-    caps::limit_bounding(0)?;
     // Nobody, as the pod's own process 1: a container that may trace could act as whoever this is. From root to another
     // user the kernel clears the capabilities, and forgets what was asked for before.
     ids::set_groups(&[])?;
