@@ -269,3 +269,74 @@ async fn a_tcp_handler_that_is_refused_says_by_whom() {
     let error = tcp_connect(&place, SOON).await.unwrap_err();
     assert!(matches!(error, HandlerError::Dial(_)), "{error:?}");
 }
+
+/// A gRPC server whose health service answers with these frames (none: it never answers) and this status.
+async fn grpc_server(answer: Option<(&'static [u8], &'static str)>) -> u16 {
+    use hyper::{Response, body::Bytes, header::HeaderValue};
+    let listener = tokio::net::TcpListener::bind((HERE, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service =
+                hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| async move {
+                    use http_body_util::BodyExt;
+                    assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                    assert!(request.headers()["user-agent"].to_str().unwrap().starts_with("kube-probe/1.36"));
+                    let asked = request.into_body().collect().await.unwrap().to_bytes();
+                    // Not compressed, four bytes of length, field 1 as a string.
+                    assert_eq!(&asked[..], b"\0\0\0\0\x05\x0a\x03web");
+                    let Some((frames, status)) = answer else { return std::future::pending().await };
+                    let trailers = async move {
+                        let mut trailers = hyper::HeaderMap::new();
+                        trailers.insert("grpc-status", HeaderValue::from_static(status));
+                        trailers.insert("grpc-message", HeaderValue::from_static("because"));
+                        Some(Ok(trailers))
+                    };
+                    let body = http_body_util::Full::new(Bytes::from_static(frames)).with_trailers(trailers);
+                    let mut response = Response::new(body);
+                    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+                    Ok::<_, std::convert::Infallible>(response)
+                });
+            let builder = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+            tokio::spawn(builder.serve_connection(hyper_util::rt::TokioIo::new(stream), service));
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_grpc_service_is_healthy_when_it_says_that_it_serves() {
+    let healthy = grpc_server(Some((b"\0\0\0\0\x02\x08\x01", "0"))).await;
+    grpc_check(HERE, healthy, "web", SOON).await.unwrap();
+    for (answer, said) in [
+        (
+            Some((b"\0\0\0\0\x02\x08\x02".as_slice(), "0")),
+            "service unhealthy (responded with \"NOT_SERVING\")".to_owned(),
+        ),
+        (Some((b"\0\0\0\0\0", "0")), "service unhealthy (responded with \"UNKNOWN\")".to_owned()),
+        (
+            Some((b"", "12")),
+            "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): because"
+                .to_owned(),
+        ),
+        (Some((b"", "5")), "error: health rpc probe failed: rpc error: code = NotFound desc = because".to_owned()),
+        (None, "timeout: health rpc did not complete within 200ms".to_owned()),
+    ] {
+        let timeout = if answer.is_none() { SHORT } else { SOON };
+        let error = grpc_check(HERE, grpc_server(answer).await, "web", timeout).await.unwrap_err();
+        assert_eq!(text(&error), said);
+        assert!(error.is_verdict());
+    }
+}
+
+#[tokio::test]
+async fn a_grpc_server_that_is_not_there_is_said_to_be_so() {
+    let free = TcpListener::bind((HERE, 0)).unwrap().local_addr().unwrap().port();
+    let error = text(&grpc_check(HERE, free, "", SOON).await.unwrap_err());
+    assert!(error.starts_with(&format!("error: failed to connect service at \"127.0.0.1:{free}\"")), "{error}");
+    assert!(error.ends_with("connection refused"), "{error}");
+    // It takes the connection and says nothing.
+    let silent = server(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
+    let error = text(&grpc_check(HERE, silent, "", SHORT).await.unwrap_err());
+    assert_eq!(error, "timeout: health rpc did not complete within 200ms");
+}

@@ -70,6 +70,18 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<()> {
 
 /// The manifest every Kubernetes-shaped contender gets: one container that prints the time and waits.
 pub fn manifest(name: &str) -> String {
+    pod(name).to_string()
+}
+
+/// The same with an exec probe every ten seconds.
+pub fn probed_manifest(name: &str) -> String {
+    let mut pod = pod(name);
+    pod["spec"]["containers"][0]["readinessProbe"] =
+        serde_json::json!({ "periodSeconds": 10, "exec": { "command": ["/bin/true"] } });
+    pod.to_string()
+}
+
+fn pod(name: &str) -> serde_json::Value {
     serde_json::json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -84,5 +96,4 @@ pub fn manifest(name: &str) -> String {
             }],
         },
     })
-    .to_string()
 }
