@@ -86,6 +86,10 @@ fn a_container_that_fails_its_liveness_probe_is_restarted_whatever_asks() {
         let pod = agent.pod(name).expect("it is there");
         let ended = &container(&pod, 0)["lastState"]["terminated"];
         assert_eq!(ended["exitCode"], 3, "{name} had time to end by itself: {:#}", pod["status"]);
+        let told = agent.ok(&["events", name]);
+        assert!(told.contains("Liveness probe failed: "), "{told}");
+        assert!(told.contains("Container app failed liveness probe, will be restarted"), "{told}");
+        assert!(!told.contains("Stopping container"), "one event for one end:\n{told}");
     }
     for (name, ..) in &pods {
         agent.delete(&format!("{name}.json"));

@@ -146,7 +146,10 @@ impl Exec {
     /// After its end: removes its cgroup. `Some` while something is in it.
     pub fn clean_up(self) -> Option<Leftover> {
         let killed = self.again.is_some();
-        (!self.group.remove()).then(|| Leftover { group: self.group, killed, looks: 0 })
+        if self.group.remove() {
+            return None;
+        }
+        Some(Leftover { group: self.group, killed, looks: 0 })
     }
 }
 

@@ -100,6 +100,6 @@ mod tests {
         assert_eq!(placement.v1, [memory.clone(), cpu.clone()]);
         assert_eq!(make(None, &[&memory, &freezer, &cpu]).v1, [memory.clone(), freezer.join("exec-7"), cpu.clone()]);
         assert_eq!(make(None, &[&cpu, &memory]).v1, [cpu.clone(), memory.join("exec-7")]);
-        assert_eq!(make(None, &[&cpu]).v1, [cpu.clone()]);
+        assert_eq!(make(None, &[&cpu]).v1, std::slice::from_ref(&cpu));
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
 use super::{
     actor::{Actor, Report, Wanted},
     host::PodEvent,
-    testing::{Clock, FakeHost, ended, node, pod, running, settle, start, stop},
+    testing::{Clock, FakeHost, Scripted, ended, node, pod, running, settle, start, stop},
 };
 use crate::pod::{
     Memory, ObservedPod,
@@ -46,7 +46,7 @@ fn probed_pod(kinds: &[ProbeKind]) -> Pod {
     pod
 }
 
-fn rig(kinds: &[ProbeKind], observed: ObservedPod, answers: &[(ProbeKind, &[(Duration, Option<bool>)])]) -> Rig {
+fn rig(kinds: &[ProbeKind], observed: ObservedPod, answers: &[(ProbeKind, &[Scripted])]) -> Rig {
     let clock = Clock::new();
     let (events, happened) = mpsc::channel(8);
     let host = FakeHost::new(clock, events.clone());

@@ -71,6 +71,9 @@ pub enum Step {
     Return(Outcome),
 }
 
+/// How long a probe takes, and what it comes to.
+pub type Scripted = (Duration, Option<bool>);
+
 /// Hands that do what the script says, and what a healthy node does where it says nothing.
 pub struct FakeHost {
     clock: Clock,
@@ -86,7 +89,7 @@ pub struct FakeHost {
     pub told: Mutex<Vec<(String, String)>>,
     generation: Mutex<u32>,
     released: watch::Sender<BTreeSet<(String, u32)>>,
-    answers: Mutex<BTreeMap<ProbeKind, VecDeque<(Duration, Option<bool>)>>>,
+    answers: Mutex<BTreeMap<ProbeKind, VecDeque<Scripted>>>,
     probed: Mutex<Vec<(ProbeKind, u32, Duration)>>,
     kept: Mutex<BTreeMap<String, Probed>>,
 }
@@ -133,7 +136,7 @@ impl FakeHost {
     }
 
     /// What the next probes of a kind answer, each after a while; afterwards they succeed at once.
-    pub fn answers(&self, kind: ProbeKind, answers: impl IntoIterator<Item = (Duration, Option<bool>)>) {
+    pub fn answers(&self, kind: ProbeKind, answers: impl IntoIterator<Item = Scripted>) {
         self.answers.lock().unwrap().entry(kind).or_default().extend(answers);
     }
 

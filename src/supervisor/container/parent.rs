@@ -4,14 +4,16 @@ use std::{
     convert::Infallible,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::Path,
     time::Instant,
 };
 
 use super::{
     ChildStdio, LaunchContext, Spawned,
     error::{Failure, Step},
-    init, join, reaper,
+    init,
+    join::{self, Joined},
+    reaper,
     status::Reporter,
 };
 use crate::{
@@ -41,7 +43,7 @@ pub fn spawn(spec: &LaunchSpec, stdio: ChildStdio, context: &LaunchContext<'_>) 
         PidMode::Pod => (flags::NEWNS, Some((context.pause, "the pod's pause process"))),
         PidMode::Target(container) => (flags::NEWNS, Some((context.target, container.as_str()))),
     };
-    let place = Place { namespaces, cgroup: spec.cgroup.unified.as_ref(), joined };
+    let place = Place { namespaces, cgroup: spec.cgroup.unified.as_deref(), joined };
     clone_into(&place, stdio, context, |stdio, console, reporter| {
         init::run(spec, stdio, (console, context.gate), reporter)
     })
@@ -65,21 +67,20 @@ pub fn exec(
     context: &LaunchContext<'_>,
 ) -> Result<Spawned, StartError> {
     let joined = (launch.pid != PidMode::Host).then_some((Some(init), launch.container.as_str()));
-    let program = |stdio, console, reporter: &mut Reporter| {
-        join::run(spec, launch, placement, init, context.user, stdio, console, reporter)
-    };
+    let container = Joined { launch, init, user: context.user, placement };
+    let program = |stdio, console, reporter: &mut Reporter| join::run(spec, &container, stdio, console, reporter);
     if !spec.bound {
-        let place = Place { namespaces: 0, cgroup: placement.unified.as_ref(), joined };
+        let place = Place { namespaces: 0, cgroup: placement.unified.as_deref(), joined };
         return clone_into(&place, stdio, context, program);
     }
-    let cgroup = placement.unified.as_ref().map(open_cgroup).transpose()?;
+    let cgroup = placement.unified.as_deref().map(open_cgroup).transpose()?;
     let place = Place { namespaces: 0, cgroup: None, joined };
     clone_into(&place, stdio, context, |stdio, console, reporter| {
         reaper::run(init, cgroup.as_ref().map(AsFd::as_fd), reporter, |reporter| program(stdio, console, reporter))
     })
 }
 
-fn open_cgroup(path: &PathBuf) -> Result<OwnedFd, Failure> {
+fn open_cgroup(path: &Path) -> Result<OwnedFd, Failure> {
     openat2(mount::here(), path, purpose::DIRECTORY, 0, Scope::NoMagicLinks)
         .step(|| format!("open cgroup {}", path.display()))
 }
@@ -89,7 +90,7 @@ struct Place<'a> {
     /// New namespaces, as flags of clone3.
     namespaces: u64,
     /// Directory in the unified hierarchy.
-    cgroup: Option<&'a PathBuf>,
+    cgroup: Option<&'a Path>,
     /// Whose PID namespace it is born in (and the name of that process for messages); `None`: the supervisor's.
     joined: Option<(Option<BorrowedFd<'a>>, &'a str)>,
 }
