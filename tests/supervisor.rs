@@ -18,11 +18,15 @@ use berth::{
         durable,
         layout::{Layout, PodDirs},
     },
-    supervisor::spec::{
-        CgroupPlacement, DeviceSpec, ExecSpec, ExitRecord, LaunchSpec, LogSpec, MountKind, MountSpec, PidMode,
-        Propagation, RecursiveReadOnly, RootfsSpec, SandboxSpec, StdioSpec, UserSpec, VERSION,
+    supervisor::{
+        SOCKET,
+        protocol::{Call, Request},
+        spec::{
+            CgroupPlacement, DeviceSpec, ExecSpec, ExitRecord, LaunchSpec, LogSpec, MountKind, MountSpec, PidMode,
+            Propagation, RecursiveReadOnly, RootfsSpec, SandboxSpec, StdioSpec, UserSpec, VERSION,
+        },
     },
-    sys::{pidfd, process},
+    sys::{pidfd, process, seqpacket},
 };
 
 /// Everything that should take milliseconds must not take longer than this on the busiest machine.
@@ -245,9 +249,7 @@ fn exec(container: &str, script: &str) -> ExecSpec {
     ExecSpec {
         container: container.into(),
         args: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
-        env: vec![],
-        cwd: None,
-        tty: false,
+        ..ExecSpec::default()
     }
 }
 
@@ -441,6 +443,125 @@ async fn nothing_is_lost_while_no_agent_is_connected() {
     assert_eq!(world.exit("other").exit_code, 137);
 }
 
+/// State letter and name of every process in the PID namespace of `pid` but its first.
+fn companions(pid: i32) -> Vec<String> {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let of_init = namespace(&pid.to_string());
+    assert!(of_init.is_some(), "the container runs");
+    let numbers = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+    let others = numbers.filter(|number| number.parse::<i32>().is_ok_and(|number| number != pid));
+    // A zombie has no namespaces any more; its line in the status file still tells of the inner one.
+    let inside = |number: &String| {
+        let status = fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
+        let inner = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap_or_default().trim().to_owned();
+        namespace(number) == of_init
+            || inner.split_ascii_whitespace().count() > 1
+                && namespace(&parent) == of_init
+                && status.contains("Z (zombie)")
+    };
+    others.filter(inside).map(|number| fs::read_to_string(format!("/proc/{number}/comm")).unwrap_or_default()).collect()
+}
+
+/// cgroups of execs that are there.
+fn exec_groups(launch: &LaunchSpec) -> Vec<PathBuf> {
+    let directories = launch.cgroup.v1.iter().chain(&launch.cgroup.unified);
+    let children = directories.flat_map(|directory| fs::read_dir(directory).unwrap().flatten());
+    children.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn bound(script: &str, limit: Duration) -> ExecSpec {
+    ExecSpec { bound: true, time_limit: Some(limit.as_millis() as u64), ..exec("app", script) }
+}
+
+const HANGING: &str =
+    "(setsid sh -c 'sleep 1000 & sleep 1000' &); (sleep 1000 &); trap '' TERM; echo up; sleep 1000; true";
+
+#[tokio::test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+async fn a_bound_exec_whose_time_is_over_is_gone_with_all_that_it_started() {
+    let mut world = World::new();
+    let connected = world.spawn().await;
+    // The first process of the container reaps nobody.
+    let directory = world.container("app", "exec sleep 1000", |_| {});
+    let launch: LaunchSpec = durable::read_json(&directory.join("launch.json")).unwrap().unwrap();
+    let running = connected.supervisor.start(&directory, false).await.unwrap().unwrap();
+    for _ in 0..3 {
+        let (given, output, _errors) = streams();
+        let spec = bound(HANGING, Duration::from_millis(300));
+        let mut hanging = connected.supervisor.exec(spec, given).await.unwrap().unwrap();
+        let mut output = fs::File::from(output);
+        output.read_exact(&mut [0; 3]).unwrap();
+        assert_eq!(exec_groups(&launch).len(), 1);
+        let end = patiently(hanging.wait()).await.unwrap();
+        assert_eq!((end.exit_code, end.timed_out), (137, true));
+        assert_eq!(companions(running.pid), Vec::<String>::new());
+        assert_eq!(output.read(&mut [0]).unwrap(), 0, "nobody holds the streams");
+    }
+    until("the cgroups are removed", || exec_groups(&launch).is_empty()).await;
+    // In time, nothing is told about time; a failing start is a failing start.
+    let (given, ..) = streams();
+    let mut quick = connected.supervisor.exec(bound("exit 3", PATIENCE), given).await.unwrap().unwrap();
+    let end = patiently(quick.wait()).await.unwrap();
+    assert_eq!((end.exit_code, end.timed_out), (3, false));
+    let (given, ..) = streams();
+    let missing = ExecSpec { args: vec!["/no/such".into()], ..bound("", PATIENCE) };
+    let error = connected.supervisor.exec(missing, given).await.unwrap().unwrap_err();
+    assert!(error.message.contains("no such file"), "{error:?}");
+    until("the cgroups are removed", || exec_groups(&launch).is_empty()).await;
+    connected.supervisor.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+async fn a_bound_exec_ends_with_the_connection_and_another_goes_on() {
+    let mut world = World::new();
+    let connected = world.spawn().await;
+    let directory = world.container("app", "exec sleep 1000", |_| {});
+    let launch: LaunchSpec = durable::read_json(&directory.join("launch.json")).unwrap().unwrap();
+    let running = connected.supervisor.start(&directory, false).await.unwrap().unwrap();
+    // As an agent that is killed in the middle of it: its end of the socket closes.
+    let socket = seqpacket::connect(&world.directories.run, SOCKET).unwrap();
+    let (given, output, _errors) = streams();
+    let spec = ExecSpec { time_limit: None, ..bound(HANGING, PATIENCE) };
+    let request = serde_json::to_vec(&Request { id: 1, call: Call::Exec(spec) }).unwrap();
+    let given: Vec<_> = given.iter().map(AsFd::as_fd).collect();
+    seqpacket::send(socket.as_fd(), &request, &given).unwrap();
+    let (free, free_output, _free_errors) = streams();
+    let _free = connected.supervisor.exec(exec("app", "echo up; exec sleep 999"), free).await.unwrap().unwrap();
+    let mut output = fs::File::from(output);
+    output.read_exact(&mut [0; 3]).unwrap();
+    fs::File::from(free_output).read_exact(&mut [0; 3]).unwrap();
+    drop(socket);
+    until("what was bound is gone", || companions(running.pid) == ["sleep\n"]).await;
+    until("its cgroup is removed", || exec_groups(&launch).len() == 1).await;
+    connected.supervisor.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+async fn what_an_exec_leaves_running_is_the_containers_and_counts_there() {
+    let mut world = World::new();
+    let connected = world.spawn().await;
+    let directory = world.container("app", "exec sleep 1000", |_| {});
+    let launch: LaunchSpec = durable::read_json(&directory.join("launch.json")).unwrap().unwrap();
+    let running = connected.supervisor.start(&directory, false).await.unwrap().unwrap();
+    for spec in [bound("setsid sleep 998 & exit 0", PATIENCE), exec("app", "setsid sleep 998 & exit 0")] {
+        let (given, ..) = streams();
+        let mut left = connected.supervisor.exec(spec, given).await.unwrap().unwrap();
+        assert_eq!(patiently(left.wait()).await.unwrap().exit_code, 0);
+    }
+    until("both go on", || companions(running.pid) == ["sleep\n", "sleep\n"]).await;
+    assert_eq!(exec_groups(&launch).len(), 2);
+    connected.supervisor.kill("app").await.unwrap();
+    until("the container has ended", || directory.join("exit.json").exists()).await;
+    until("what was left ended with it", || {
+        exec_groups(&launch).iter().all(|group| fs::read_to_string(group.join("cgroup.procs")).unwrap().is_empty())
+    })
+    .await;
+    connected.supervisor.shutdown().await.unwrap();
+}
+
 #[tokio::test]
 #[ignore = "rootful: run by make test with --include-ignored"]
 async fn execs_have_their_own_streams_codes_and_end() {
@@ -451,19 +572,19 @@ async fn execs_have_their_own_streams_codes_and_end() {
     let (given, output, errors) = streams();
     let mut quick =
         connected.supervisor.exec(exec("app", "echo hello; echo bad >&2; exit 42"), given).await.unwrap().unwrap();
-    assert_eq!(patiently(quick.wait()).await.unwrap(), 42);
+    assert_eq!(patiently(quick.wait()).await.unwrap().exit_code, 42);
     assert_eq!((text(output), text(errors)), ("hello\n".to_owned(), "bad\n".to_owned()));
     // Killed with its children.
     let (given, output, errors) = streams();
     let mut long = connected.supervisor.exec(exec("app", "sleep 1000 & wait"), given).await.unwrap().unwrap();
     connected.supervisor.exec_kill(long.id).await.unwrap();
-    assert_eq!((patiently(long.wait()).await.unwrap(), text(errors)), (137, String::new()));
+    assert_eq!((patiently(long.wait()).await.unwrap().exit_code, text(errors)), (137, String::new()));
     assert_eq!(text(output), "");
     // A terminal.
     let spec = ExecSpec { tty: true, ..exec("app", "test -t 0 && stty size; exit 4") };
     let mut terminal = connected.supervisor.exec(spec, vec![]).await.unwrap().unwrap();
     assert!(terminal.terminal.is_some());
-    assert_eq!(patiently(terminal.wait()).await.unwrap(), 4);
+    assert_eq!(patiently(terminal.wait()).await.unwrap().exit_code, 4);
     // What cannot be run.
     let (given, ..) = streams();
     let missing = ExecSpec { args: vec!["/no/such".into()], ..exec("app", "") };

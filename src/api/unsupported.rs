@@ -30,9 +30,9 @@ pub enum Consequence {
 /// One field that is not honoured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldIssue {
-    /// Path from the pod's root: `spec.containers[0].livenessProbe`.
+    /// Path from the pod's root: `spec.containers[0].volumeDevices`.
     pub field: String,
-    /// What is the matter, without the path: `probes are not supported yet`.
+    /// What is the matter, without the path: `block volumes are not supported yet`.
     pub message: String,
     /// What follows.
     pub consequence: Consequence,
@@ -259,7 +259,6 @@ mod tests {
 
     #[test]
     fn what_is_not_honoured_is_named_by_its_path() {
-        let probe = json!({"tcpSocket": {"port": 80}});
         let hook = json!({"exec": {"command": ["true"]}});
         let cases: &[(&str, Value, &str)] = &[
             ("/spec/ephemeralContainers", json!([{"name": "debug"}]), "spec.ephemeralContainers"),
@@ -274,9 +273,6 @@ mod tests {
                 "spec.securityContext.appArmorProfile",
             ),
             ("/spec/securityContext/seLinuxOptions", json!({"level": "s0"}), "spec.securityContext.seLinuxOptions"),
-            ("/spec/containers/0/livenessProbe", probe.clone(), "spec.containers[0].livenessProbe"),
-            ("/spec/containers/0/readinessProbe", probe.clone(), "spec.containers[0].readinessProbe"),
-            ("/spec/containers/0/startupProbe", probe, "spec.containers[0].startupProbe"),
             ("/spec/containers/0/lifecycle", json!({"preStop": hook}), "spec.containers[0].lifecycle.preStop"),
             ("/spec/containers/0/lifecycle", json!({"postStart": hook}), "spec.containers[0].lifecycle.postStart"),
             (

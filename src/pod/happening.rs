@@ -13,6 +13,7 @@ use super::{
     memory::Memory,
     observed::{AttemptState, ObservedPod, Sandbox},
     outcome::Outcome,
+    probe,
 };
 use crate::api::duration::format_duration;
 
@@ -75,13 +76,15 @@ impl Happening {
 }
 
 /// Before `action` is begun; `memory` and `observed` as they are then.
-pub fn begun(action: &Action, memory: &Memory, observed: &ObservedPod) -> Option<Happening> {
+pub fn begun(pod: &Pod, action: &Action, memory: &Memory, observed: &ObservedPod) -> Option<Happening> {
     match action {
         // Whoever marked it has told why.
         Action::StopContainer { container, attempt } if observed.restarting(container, *attempt) => None,
         // A signal that could not be sent is sent again: the failure has its own event.
-        Action::StopContainer { container, .. } if memory.failure_of(action).is_none() => {
-            Some(Happening::normal(Some(container), "Killing", format!("Stopping container {container}")))
+        Action::StopContainer { container, attempt } if memory.failure_of(action).is_none() => {
+            let unhealthy = probe::why_ended(pod, observed, container, *attempt).filter(|_| stays(memory));
+            let why = unhealthy.unwrap_or_else(|| format!("Stopping container {container}"));
+            Some(Happening::normal(Some(container), "Killing", why))
         }
         Action::KillContainer { container, attempt } => {
             let of_this = |sent: Option<&(u32, _)>| sent.is_some_and(|(number, _)| number == attempt);
@@ -280,7 +283,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::pod::observed::{Attempt, Ended};
+    use crate::pod::observed::{Attempt, Ended, Probed};
 
     fn pod() -> Pod {
         let spec = json!({
@@ -399,7 +402,8 @@ mod tests {
             Action::KillContainer { container: app(), attempt: 2 },
         );
         let told = |memory: &Memory, action: &Action| {
-            lines(&begun(action, memory, &ObservedPod::default()).into_iter().collect::<Vec<_>>()).join("")
+            lines(&begun(&Pod::default(), action, memory, &ObservedPod::default()).into_iter().collect::<Vec<_>>())
+                .join("")
         };
         let stopping = "Normal app Killing: Stopping container app";
         let mut memory = Memory::default();
@@ -419,17 +423,34 @@ mod tests {
     }
 
     #[test]
+    fn the_end_of_an_unhealthy_container_says_why_unless_the_pod_ends_with_it() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "app"}]}})).unwrap();
+        let mut observed = ObservedPod::default();
+        let known = Probed { attempt: 2, liveness: Some(false), ..Probed::default() };
+        observed.probes.insert(app(), known);
+        let told = |attempt: u32, memory: &Memory| {
+            let stop = Action::StopContainer { container: app(), attempt };
+            begun(&pod, &stop, memory, &observed).unwrap().message
+        };
+        let mut memory = Memory::default();
+        assert_eq!(told(2, &memory), "Container app failed liveness probe, will be restarted");
+        assert_eq!(told(3, &memory), "Stopping container app", "that was another attempt");
+        memory.terminate(3, Timestamp::UNIX_EPOCH);
+        assert_eq!(told(2, &memory), "Stopping container app");
+    }
+
+    #[test]
     fn a_lost_sandbox_is_told_when_another_will_be_made() {
         let mut observed = ObservedPod::default();
         let mut memory = Memory::default();
-        assert_eq!(begun(&Action::StopSandbox, &memory, &observed), None);
+        assert_eq!(begun(&Pod::default(), &Action::StopSandbox, &memory, &observed), None);
         observed.sandbox = Sandbox::Lost;
-        assert_eq!(begun(&Action::StopSandbox, &memory, &observed).unwrap().reason, "SandboxChanged");
+        assert_eq!(begun(&Pod::default(), &Action::StopSandbox, &memory, &observed).unwrap().reason, "SandboxChanged");
         memory.status.phase = Some("Failed".to_owned());
-        assert_eq!(begun(&Action::StopSandbox, &memory, &observed), None);
+        assert_eq!(begun(&Pod::default(), &Action::StopSandbox, &memory, &observed), None);
         memory.status.phase = Some("Running".to_owned());
         memory.terminate(3, Timestamp::UNIX_EPOCH);
-        assert_eq!(begun(&Action::StopSandbox, &memory, &observed), None);
+        assert_eq!(begun(&Pod::default(), &Action::StopSandbox, &memory, &observed), None);
     }
 
     fn status(phase: &str, reason: &str, restarts: i32) -> PodStatus {

@@ -104,6 +104,24 @@ pub fn deadline(pod: &Pod, memory: &Memory) -> Option<Timestamp> {
     memory.start_time?.saturating_add(seconds(limit)).ok()
 }
 
+/// Why a running container has to end although its pod stays, and how long it is given, in seconds: its liveness or its
+/// startup probe has failed. Upstream gives at least two seconds.
+pub fn must_end(pod: &Pod, observed: &ObservedPod, container: &Container) -> Option<i64> {
+    const LEAST: i64 = 2;
+    let attempt = observed.latest(&container.name)?;
+    let kind = observed.probed(&container.name, attempt.number)?.fatal()?;
+    let own = kind.of(container).and_then(|probe| probe.termination_grace_period_seconds);
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+    Some(own.unwrap_or(of_pod).max(LEAST))
+}
+
+/// Whether a container that ended is started again. One that was ended for its probes is, whatever it made of that,
+/// unless nothing is restarted.
+fn restarts(policy: RestartPolicy, observed: &ObservedPod, container: &str, number: u32, ended: &Ended) -> bool {
+    let unhealthy = observed.probed(container, number).is_some_and(|probed| probed.fatal().is_some());
+    policy.restarts(ended) || unhealthy && policy != RestartPolicy::Never
+}
+
 /// What each container should do now: init containers in order, then the main ones together.
 ///
 /// An init container counts as done when it ended with 0 in the present sandbox, or when a main container has
@@ -149,7 +167,11 @@ pub fn next_steps<'a>(
             Some(attempt) if !blocked && observed.restarting(&container.name, attempt.number) => {
                 Next::Start(attempt.number + 1)
             }
-            Some(Attempt { state: AttemptState::Ended(ended), .. }) if !policy.restarts(ended) => Next::Done,
+            Some(Attempt { number, state: AttemptState::Ended(ended), .. })
+                if !restarts(policy, observed, &container.name, *number, ended) =>
+            {
+                Next::Done
+            }
             _ if blocked => Next::Wait,
             None => Next::Start(0),
             Some(Attempt { number, state: AttemptState::Ended(ended), .. }) => {
@@ -224,12 +246,13 @@ pub fn phase(pod: &Pod, observed: &ObservedPod, memory: &Memory, now: Timestamp)
     let mut failed = false;
     for container in containers(pod) {
         let latest = observed.latest(&container.name);
-        match latest.map(|attempt| &attempt.state) {
+        match latest.map(|attempt| (attempt.number, &attempt.state)) {
             None => waiting = true,
-            Some(AttemptState::Running { .. }) => running = true,
-            Some(AttemptState::Ended(ended)) => {
-                let again = latest.is_some_and(|attempt| observed.restarting(&container.name, attempt.number));
-                running |= (again || policy.restarts(ended)) && memory.termination.is_none();
+            Some((_, AttemptState::Running { .. })) => running = true,
+            Some((number, AttemptState::Ended(ended))) => {
+                let again = observed.restarting(&container.name, number);
+                running |= (again || restarts(policy, observed, &container.name, number, ended))
+                    && memory.termination.is_none();
                 failed |= ended.exit_code != 0;
             }
         }

@@ -20,6 +20,9 @@ pub mod plan;
 #[cfg(test)]
 mod plan_tests;
 pub mod preemption;
+pub mod probe;
+#[cfg(test)]
+mod probe_tests;
 pub mod resize;
 pub mod restart;
 pub mod runtime_class;

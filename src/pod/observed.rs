@@ -6,6 +6,7 @@ use k8s_openapi::{
     api::core::v1::{Container, ResourceRequirements},
     jiff::Timestamp,
 };
+use serde::{Deserialize, Serialize};
 
 use super::resize::Allocation;
 
@@ -82,8 +83,13 @@ impl ObservedPod {
     fn runs_and(&self, container: &Container, holds: impl Fn(&Probed) -> bool) -> bool {
         let Some(attempt) = self.latest(&container.name) else { return false };
         let nothing = Probed::default();
-        let probed = self.probes.get(&container.name).filter(|probed| probed.attempt == attempt.number);
+        let probed = self.probed(&container.name, attempt.number);
         matches!(attempt.state, AttemptState::Running { .. }) && holds(probed.unwrap_or(&nothing))
+    }
+
+    /// What probes have found of this attempt, if anything.
+    pub fn probed(&self, container: &str, attempt: u32) -> Option<&Probed> {
+        self.probes.get(container).filter(|probed| probed.attempt == attempt)
     }
 
     /// Names of containers that run now.
@@ -99,7 +105,7 @@ impl ObservedPod {
 
 /// What the probes of a container have found, thresholds applied. `None`: there is no such probe, or it has not been
 /// decided yet; see [`ObservedPod::started`] and [`ObservedPod::ready`] for what that means.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probed {
     /// Attempt they were run against. Findings about an earlier one say nothing.
     pub attempt: u32,

@@ -132,7 +132,8 @@ impl Planner<'_> {
             match next {
                 Next::Start(attempt) => self.start(&container.name, attempt, preparable, network),
                 Next::StartAt(_, at) => self.wake(at),
-                Next::Keep => self.restart_if_changed(container),
+                Next::Keep if !self.end_if_unhealthy(container) => self.restart_if_changed(container),
+                Next::Keep => {}
                 Next::Done | Next::Wait => {}
             }
         }
@@ -220,6 +221,14 @@ impl Planner<'_> {
         !matches!(self.observed.sandbox, Sandbox::Running { .. })
             || self.observed.is_sized(self.pod)
             || self.memory.failure_of(&Action::ResizePod { containers: BTreeMap::new() }).is_some()
+    }
+
+    /// Stops a running container whose probes have given it up; true if so.
+    fn end_if_unhealthy(&mut self, container: &Container) -> bool {
+        let Some(attempt) = self.observed.latest(&container.name) else { return false };
+        let Some(grace) = lifecycle::must_end(self.pod, self.observed, container) else { return false };
+        self.stop(&container.name, attempt.number, grace);
+        true
     }
 
     /// The latest attempt and the one before it stay (for `lastState` and the previous log).

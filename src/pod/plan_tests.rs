@@ -1,14 +1,14 @@
 //! Small changes to a healthy pod, each named by a sentence.
 
 use k8s_openapi::{
-    api::core::v1::{Container, Pod, PodSpec, PodStatus, Volume},
+    api::core::v1::{Container, Pod, PodSpec, PodStatus, Probe, Volume},
     jiff::{SignedDuration, Timestamp},
 };
 
 use super::{
     Action, Eviction, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
     backoff::CRASH_LOOP,
-    observed::{Attempt, AttemptState, Ended, Leftovers, Network, Prepared, ResolvedImage, Sandbox, Written},
+    observed::{Attempt, AttemptState, Ended, Leftovers, Network, Prepared, Probed, ResolvedImage, Sandbox, Written},
     plan::plan,
 };
 
@@ -623,4 +623,91 @@ fn what_failed_for_want_of_an_object_is_tried_again_when_one_changes() {
         memory.ended(&action, Some((reason.to_owned(), "no".to_owned())), at(113));
         assert!(memory.retry_at(&action, at(113)).is_some(), "{sentence}: once");
     }
+}
+
+/// A container with probes, of which `change` is known for its first attempt.
+fn probed(case: &mut Case, change: impl FnOnce(&mut Probed)) {
+    let app = &mut case.spec().containers[0];
+    let probe = |grace| Some(Probe { termination_grace_period_seconds: grace, ..Probe::default() });
+    (app.liveness_probe, app.readiness_probe, app.startup_probe) = (probe(None), probe(None), probe(Some(5)));
+    let mut known = Probed { startup: Some(true), readiness: Some(true), liveness: Some(true), ..Probed::default() };
+    change(&mut known);
+    case.observed.probes.insert("app".to_owned(), known);
+}
+
+#[test]
+fn a_container_that_its_probes_give_up_is_stopped_and_started_again() {
+    case("all is well", |case| probed(case, |_| {}), &[]);
+    case("it is not ready", |case| probed(case, |known| known.readiness = Some(false)), &[]);
+    case("it is not alive", |case| probed(case, |known| known.liveness = Some(false)), &[stop("app")]);
+    case("it does not start", |case| probed(case, |known| known.startup = Some(false)), &[stop("app")]);
+    let of_an_earlier_attempt = |case: &mut Case| {
+        probed(case, |known| known.liveness = Some(false));
+        case.set("app", vec![ended(0, 0, 90), running(1)]);
+    };
+    case("that was an earlier attempt", of_an_earlier_attempt, &[]);
+    case(
+        "there is time left to stop",
+        |case| {
+            probed(case, |known| known.liveness = Some(false));
+            case.memory.stopping.insert("app".to_owned(), (0, at(71)));
+        },
+        &[],
+    );
+    case(
+        "the pod's grace period is over",
+        |case| {
+            probed(case, |known| known.liveness = Some(false));
+            case.memory.stopping.insert("app".to_owned(), (0, at(70)));
+        },
+        &[kill("app")],
+    );
+    case(
+        "the probe's own grace period is over",
+        |case| {
+            probed(case, |known| known.startup = Some(false));
+            case.memory.stopping.insert("app".to_owned(), (0, at(95)));
+        },
+        &[kill("app")],
+    );
+    case(
+        "without any grace period there are two seconds",
+        |case| {
+            probed(case, |known| known.liveness = Some(false));
+            case.spec().termination_grace_period_seconds = Some(0);
+            case.memory.stopping.insert("app".to_owned(), (0, at(99)));
+        },
+        &[],
+    );
+    let resolved = [resolve("app", 1)];
+    for (policy, code, again) in
+        [("Always", 0, true), ("OnFailure", 137, true), ("OnFailure", 0, true), ("Never", 137, false)]
+    {
+        let plan = case(
+            &format!("{policy}, ended with {code}"),
+            |case| {
+                probed(case, |known| known.liveness = Some(false));
+                case.policy(policy);
+                case.set("app", vec![ended(0, code, 100)]);
+            },
+            if again { &resolved } else { &[] },
+        );
+        assert_eq!(phase(&plan.status), "Running", "{policy}: the other container runs");
+    }
+}
+
+#[test]
+fn a_pod_is_ready_when_its_probes_say_so() {
+    let states = |change: fn(&mut Probed)| {
+        let mut case = healthy();
+        probed(&mut case, change);
+        let status = case.plan().status;
+        let app = &status.container_statuses.as_ref().expect("statuses")[0];
+        (app.started, app.ready, condition(&status, "Ready") == "True")
+    };
+    assert_eq!(states(|_| {}), (Some(true), true, true));
+    assert_eq!(states(|known| known.readiness = Some(false)), (Some(true), false, false));
+    assert_eq!(states(|known| known.readiness = None), (Some(true), false, false));
+    assert_eq!(states(|known| known.startup = None), (Some(false), false, false));
+    assert_eq!(states(|known| known.liveness = None), (Some(true), true, true));
 }

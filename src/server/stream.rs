@@ -146,8 +146,13 @@ async fn start(
         }
         (view.pod.metadata.uid.clone().unwrap_or_default(), container.name.clone())
     };
-    let spec =
-        ExecSpec { container: container.clone(), args: request.args, env: request.env, cwd: None, tty: request.tty };
+    let spec = ExecSpec {
+        container: container.clone(),
+        args: request.args,
+        env: request.env,
+        tty: request.tty,
+        ..ExecSpec::default()
+    };
     let session = node.exec(uid, spec, packet.descriptors).await?;
     Ok((container, session))
 }

@@ -91,6 +91,11 @@ impl PodDirs {
         self.run.join("supervisor.json")
     }
 
+    /// What probes have found: by container, `pod::observed::Probed`.
+    pub fn probes_file(&self) -> PathBuf {
+        self.run.join("probes.json")
+    }
+
     /// What the supervisor had to say on standard error.
     pub fn supervisor_log(&self) -> PathBuf {
         self.run.join("supervisor.log")

@@ -42,12 +42,9 @@ fn one_by_one(directory: &Path, freezer: Option<&PathBuf>) -> io::Result<()> {
             // A process in the middle of a system call may hold FREEZING for long: it is signalled all the same.
             let _ = fs::write(freezer.join("freezer.state"), "FROZEN");
         }
-        let listed = fs::read_to_string(directory.join("cgroup.procs"));
-        let processes = match &listed {
-            Ok(text) => text.lines().filter_map(|line| line.parse::<i32>().ok()).collect::<Vec<_>>(),
-            Err(_) => Vec::new(),
-        };
-        for pid in &processes {
+        let listed = members(directory);
+        let processes = listed.as_deref().unwrap_or_default();
+        for pid in processes {
             // 0 would be a process outside our PID namespace, which this would turn into our own group.
             if *pid > 0 {
                 let _ = process::kill(*pid, libc::SIGKILL);
@@ -59,11 +56,27 @@ fn one_by_one(directory: &Path, freezer: Option<&PathBuf>) -> io::Result<()> {
         match listed {
             Err(error) if gone(&error) => return Ok(()),
             Err(error) => return Err(error),
-            Ok(_) if processes.is_empty() => return Ok(()),
+            Ok(processes) if processes.is_empty() => return Ok(()),
             Ok(_) => {}
         }
     }
     Ok(())
+}
+
+/// Process ids in a cgroup and, of execs, one level below it.
+fn members(directory: &Path) -> io::Result<Vec<i32>> {
+    let read = |directory: &Path| {
+        let text = fs::read_to_string(directory.join("cgroup.procs"))?;
+        Ok::<_, io::Error>(text.lines().filter_map(|line| line.parse::<i32>().ok()).collect::<Vec<_>>())
+    };
+    let mut found = read(directory)?;
+    for entry in fs::read_dir(directory)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            // One that has been removed meanwhile has nothing in it.
+            found.extend(read(&entry.path()).unwrap_or_default());
+        }
+    }
+    Ok(found)
 }
 
 fn gone(error: &io::Error) -> bool {

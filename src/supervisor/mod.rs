@@ -16,6 +16,7 @@ mod attach;
 mod attempt;
 mod connection;
 mod exec;
+mod exec_group;
 mod kill;
 mod pause;
 mod record;
@@ -103,6 +104,7 @@ fn serve(directory: &Path, run_directory: &Path, listener: &OwnedFd) -> Result<(
     let spec = sandbox::read(directory)?;
     // Before the first child: its end must not be missed.
     let signals = signal::descriptor_for(&[libc::SIGCHLD])?;
+    signal::block(container::TAKE_ALL);
     let sandbox = sandbox::set_up(&spec, run_directory)?;
     drop(spec);
     Server::new(listener.try_clone()?, signals, sandbox)?.run()?;

@@ -108,6 +108,9 @@ pub enum Message {
         exec: u64,
         /// 0-255, 128 + signal.
         exit_code: i32,
+        /// Killed as its time was over.
+        #[serde(default)]
+        timed_out: bool,
     },
 }
 

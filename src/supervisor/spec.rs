@@ -289,7 +289,7 @@ pub struct LogSpec {
 }
 
 /// A further process in a running container (exec).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecSpec {
     /// Container name.
     pub container: String,
@@ -301,6 +301,13 @@ pub struct ExecSpec {
     pub cwd: Option<PathBuf>,
     /// Allocate a terminal; its master is sent back with the reply.
     pub tty: bool,
+    /// It is run for somebody who waits: it ends, with all that it started, when the connection that asked is gone; and
+    /// what it started and left to itself is reaped while it runs.
+    #[serde(default)]
+    pub bound: bool,
+    /// After this many milliseconds it is killed, with all that it started.
+    #[serde(default)]
+    pub time_limit: Option<u64>,
 }
 
 /// How an attempt ended. Stored as `<attempt dir>/exit.json`, durable before it is announced.

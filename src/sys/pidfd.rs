@@ -92,6 +92,15 @@ pub fn wait_any() -> io::Result<Option<Exit>> {
     wait_id(libc::P_ALL, 0, false)
 }
 
+/// Reaps any child, and waits for one to end.
+///
+/// # Errors
+/// ECHILD when there are no children at all.
+pub fn wait_next() -> io::Result<Exit> {
+    // Without WNOHANG there is always one.
+    wait_id(libc::P_ALL, 0, true)?.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+}
+
 fn wait_id(kind: libc::idtype_t, id: libc::id_t, block: bool) -> io::Result<Option<Exit>> {
     let options = libc::WEXITED | if block { 0 } else { libc::WNOHANG };
     loop {

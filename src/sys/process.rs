@@ -256,6 +256,16 @@ pub fn set_parent_death_signal(signal: i32) -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) })
 }
 
+/// Orphans among the descendants of this process become its children (PR_SET_CHILD_SUBREAPER), as far as they are in its
+/// PID namespace. Not inherited by children.
+///
+/// # Errors
+/// None in practice.
+pub fn adopt_orphans() -> io::Result<()> {
+    // SAFETY: integer arguments only.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) })
+}
+
 /// Forbids or allows that others of the same user trace this process or read its memory (PR_SET_DUMPABLE).
 ///
 /// # Errors

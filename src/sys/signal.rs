@@ -76,6 +76,27 @@ pub fn ignore(signal: c_int) {
     unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
+/// Blocks `signal` in the calling thread, and so in the children it makes until they execute something else. Blocked, it
+/// stays pending even where it is ignored.
+pub fn block(signal: c_int) {
+    let mut set = empty_set();
+    // SAFETY: `set` is initialised and outlives the calls, which fail only for a number that is no signal.
+    unsafe {
+        libc::sigaddset(&raw mut set, signal);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut());
+    }
+}
+
+/// Whether a blocked signal has been sent.
+pub fn is_pending(signal: c_int) -> bool {
+    let mut set = empty_set();
+    // SAFETY: `set` is initialised and outlives the calls, which cannot fail with these arguments.
+    unsafe {
+        libc::sigpending(&raw mut set);
+        libc::sigismember(&raw const set, signal) == 1
+    }
+}
+
 /// Blocks every signal in the calling thread for good, except SIGKILL and SIGSTOP.
 pub fn block_all() {
     std::mem::forget(BlockAll::new());

@@ -20,14 +20,16 @@ use tracing::{debug, info, warn};
 use super::{
     handle::Stage,
     host::{ActionError, Done, PodEvent, PodHost},
+    prober::Prober,
     record::PodRecord,
 };
 use crate::{
     pod::{
         Action, Eviction, Memory, NodeView, ObservedPod, Outcome,
         happening::{self, Happening, Severity},
-        observed::{Attempt, AttemptState, Ended, Sandbox},
+        observed::{Attempt, AttemptState, Ended, Probed, Sandbox},
         plan,
+        probe::ProbeKey,
         resize::{self, Allocation, Pending},
     },
     runtime::container_ref::ContainerRef,
@@ -118,6 +120,9 @@ impl Actor {
         let mut known = Wanted::default();
         let mut written_for = self.pod.clone();
         self.observed.contents = self.host.contents(&self.pod);
+        // As many verdicts as a pod's containers can come to at a time; a probe waits with another.
+        let (verdicts, mut verdict) = mpsc::channel(16);
+        let mut prober = Prober::new(self.host.clone(), verdicts);
         loop {
             let now = self.host.now();
             let wanted = self.wanted.borrow_and_update().clone();
@@ -149,6 +154,7 @@ impl Actor {
             for action in plan.actions {
                 self.begin(action, now, &mut running, &mut tasks);
             }
+            prober.follow(&self.pod, &self.observed, &self.memory, now);
             let retry_at = self.record(wanted.record, &mut changes, now, &mut running, &mut tasks);
             let wake_at = plan.wake_at.into_iter().chain(retry_at).min();
             let sleep =
@@ -162,6 +168,8 @@ impl Actor {
                     manager_gone = changed.is_err();
                 }
                 Some(event) = self.events.recv() => self.happened(event),
+                // The prober holds a sender.
+                Some(event) = verdict.recv() => self.happened(event),
                 Some(joined) = running.join_next_with_id() => {
                     self.finished(joined, &mut tasks, &mut stages, &mut changes);
                 }
@@ -191,7 +199,7 @@ impl Actor {
         tasks: &mut HashMap<Id, Task>,
     ) {
         debug!(pod = self.name(), ?action, "begin");
-        if let Some(happening) = happening::begun(&action, &self.memory, &self.observed) {
+        if let Some(happening) = happening::begun(&self.pod, &action, &self.memory, &self.observed) {
             self.host.happened(&self.pod, happening);
         }
         self.memory.begun(&action, &self.node.crash_loop, now);
@@ -329,6 +337,7 @@ impl Actor {
     fn happened(&mut self, event: PodEvent) {
         match event {
             PodEvent::Ended { container, attempt } => self.saw(&container, attempt),
+            PodEvent::Probed { key, success, message } => self.probed(&key, success, message),
             PodEvent::SandboxLost { generation, ended } => {
                 // Together with the sandbox's end: nothing is started in it in between.
                 for (container, attempt) in ended {
@@ -349,6 +358,24 @@ impl Actor {
                 }
             }
         }
+    }
+
+    /// Notes a verdict about an attempt that still runs.
+    fn probed(&mut self, key: &ProbeKey, success: bool, message: String) {
+        if !self.observed.runs(&key.container, key.attempt) {
+            return;
+        }
+        let (container, kind) = (&key.container, key.kind.name());
+        info!(pod = self.name(), container, attempt = key.attempt, kind, success, message, "probed");
+        let found = self.observed.probes.entry(container.clone()).or_default();
+        if found.attempt != key.attempt {
+            *found = Probed { attempt: key.attempt, ..Probed::default() };
+        }
+        found.set(key.kind, success);
+        if !success {
+            found.message = message;
+        }
+        self.host.clone().keep_verdicts(&self.observed.probes);
     }
 
     /// Notes what is known of an attempt. The same may be told more than once: only news count.

@@ -19,8 +19,9 @@ use tokio::sync::{OnceCell, mpsc};
 
 use super::{
     handle::{BoxFuture, ExecSession, NodeError, Stage, Usage},
-    host::{ActionError, Done, PodEvent, PodHost},
+    host::{ActionError, Answer, Done, PodEvent, PodHost},
     inputs,
+    probes::Verdicts,
     record::PodRecord,
     records,
     shared::{Pulled, Shared},
@@ -33,7 +34,8 @@ use crate::{
     pod::{
         Action, Outcome, Verdict,
         happening::{self, Happening},
-        observed::{Attempt, AttemptState, Launched},
+        observed::{Attempt, AttemptState, Launched, Probed},
+        probe::ProbeKey,
         restart::RestartReason,
     },
     runtime::{
@@ -63,6 +65,7 @@ pub struct Host {
     pub(super) qos: QosClass,
     events: mpsc::Sender<PodEvent>,
     state: Mutex<State>,
+    pub(super) verdicts: Verdicts,
 }
 
 /// The spec of a pod; that of one without is empty.
@@ -145,7 +148,8 @@ impl Host {
         );
         let qos = record.pod.spec.as_ref().map_or(QosClass::BestEffort, qos_class);
         let uid = record.uid().to_owned();
-        Host { shared, uid, record: Mutex::new(Arc::new(record)), dirs, qos, events, state: Mutex::default() }
+        let verdicts = Verdicts::default();
+        Host { shared, uid, record: Mutex::new(Arc::new(record)), dirs, qos, events, state: Mutex::default(), verdicts }
     }
 
     /// The pod as it is in the ledger, for what is not an action on a given pod. Waits while it is being written.
@@ -201,7 +205,7 @@ impl Host {
         state.adopted = true;
     }
 
-    fn addresses(&self, pod: &Pod) -> Vec<IpAddr> {
+    pub(super) fn addresses(&self, pod: &Pod) -> Vec<IpAddr> {
         if on_host_network(pod) {
             return self.shared.host_ips.clone();
         }
@@ -617,9 +621,17 @@ impl PodHost for Host {
             let terminal = exec.terminal.take();
             // Holds the supervisor's connection as long as somebody waits for the code.
             let exit: BoxFuture<'static, Result<i32, NodeError>> =
-                Box::pin(async move { exec.wait().await.map_err(internal) });
+                Box::pin(async move { exec.wait().await.map(|end| end.exit_code).map_err(internal) });
             Ok(ExecSession { terminal, exit })
         })
+    }
+
+    fn probe(self: Arc<Self>, pod: Arc<Pod>, key: ProbeKey) -> BoxFuture<'static, Answer> {
+        Box::pin(self.run_probe(pod, key))
+    }
+
+    fn keep_verdicts(self: Arc<Self>, probes: &BTreeMap<String, Probed>) {
+        Host::keep_verdicts(&self, probes);
     }
 
     fn usage(self: Arc<Self>, running: Vec<(String, String)>) -> BoxFuture<'static, Vec<Usage>> {

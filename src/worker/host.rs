@@ -9,7 +9,12 @@ use super::{
     record::PodRecord,
 };
 use crate::{
-    pod::{Action, Outcome, happening::Happening, observed::Attempt},
+    pod::{
+        Action, Outcome,
+        happening::Happening,
+        observed::{Attempt, Probed},
+        probe::ProbeKey,
+    },
     supervisor::spec::ExecSpec,
 };
 
@@ -54,10 +59,27 @@ pub trait PodHost: Send + Sync + 'static {
         Box::pin(async move { Err(NodeError::Conflict(format!("container {container} cannot be attached to"))) })
     }
 
+    /// Runs a probe of `pod` once, within its own time, and tells what is to be told of it. Given up when it is dropped.
+    fn probe(self: Arc<Self>, _pod: Arc<Pod>, _key: ProbeKey) -> BoxFuture<'static, Answer> {
+        Box::pin(async { Answer::default() })
+    }
+
+    /// What probes have found has changed: keeps it for an agent to come. Must not block.
+    fn keep_verdicts(self: Arc<Self>, _probes: &BTreeMap<String, Probed>) {}
+
     /// Figures of the pod and of the containers given as (name, id), which run.
     fn usage(self: Arc<Self>, _running: Vec<(String, String)>) -> BoxFuture<'static, Vec<Usage>> {
         Box::pin(async { Vec::new() })
     }
+}
+
+/// What a probe answered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether the container passed. `None`: it could not be asked, which says nothing about it.
+    pub success: Option<bool>,
+    /// What was said if it did not.
+    pub message: String,
 }
 
 /// An action that succeeded.
@@ -108,6 +130,15 @@ pub enum PodEvent {
         container: String,
         /// As it is now.
         attempt: Attempt,
+    },
+    /// A probe has come to another verdict.
+    Probed {
+        /// Which.
+        key: ProbeKey,
+        /// The verdict.
+        success: bool,
+        /// What the probe that decided it said, if it failed.
+        message: String,
     },
     /// The supervisor is gone, and its containers with it.
     SandboxLost {

@@ -13,6 +13,10 @@ pub mod manager;
 #[cfg(test)]
 mod manager_tests;
 pub mod node;
+mod prober;
+#[cfg(test)]
+mod prober_tests;
+mod probes;
 pub mod record;
 pub mod records;
 mod recover;

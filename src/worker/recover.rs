@@ -17,6 +17,7 @@ use super::{
     host::PodHost,
     inputs::KILL,
     manager::{EVENTS, Recovered},
+    probes,
     record::{self, PodRecord},
     records,
     shared::Shared,
@@ -205,6 +206,11 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
             };
             memory.resume_crash_loop(container, latest.number, started.unwrap_or(record.start_time), crash_loop);
         }
+    }
+    match probes::kept_verdicts(&host.dirs) {
+        // Of attempts that have ended, too: one that was ended for its probes is started again.
+        Ok(kept) => observed.probes = kept,
+        Err(error) => warn!(pod = name, %error, "what probes found is unreadable; they are asked again"),
     }
     // What may be there is assumed to be: removing what is not is Ok.
     observed.leftovers = Leftovers {

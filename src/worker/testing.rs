@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     handle::BoxFuture,
-    host::{ActionError, Done, PodEvent, PodHost},
+    host::{ActionError, Answer, Done, PodEvent, PodHost},
     record::{self, PodRecord},
 };
 use crate::{
@@ -26,7 +26,8 @@ use crate::{
         backoff::CRASH_LOOP,
         desired::SourceId,
         happening::Happening,
-        observed::{Attempt, AttemptState, Ended, Launched, Written},
+        observed::{Attempt, AttemptState, Ended, Launched, Probed, Written},
+        probe::{ProbeKey, ProbeKind},
     },
     supervisor::spec::{
         CgroupPlacement, ExitRecord, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, UserSpec, VERSION,
@@ -72,6 +73,9 @@ pub enum Step {
     Return(Outcome),
 }
 
+/// How long a probe takes, and what it comes to.
+pub type Scripted = (Duration, Option<bool>);
+
 /// Hands that do what the script says, and what a healthy node does where it says nothing.
 pub struct FakeHost {
     clock: Clock,
@@ -89,6 +93,9 @@ pub struct FakeHost {
     /// Content that each volume should have.
     pub contents: Mutex<BTreeMap<String, u64>>,
     released: watch::Sender<BTreeSet<(String, u32)>>,
+    answers: Mutex<BTreeMap<ProbeKind, VecDeque<Scripted>>>,
+    probed: Mutex<Vec<(ProbeKind, u32, Duration)>>,
+    kept: Mutex<BTreeMap<String, Probed>>,
 }
 
 impl FakeHost {
@@ -105,6 +112,9 @@ impl FakeHost {
             generation: Mutex::default(),
             contents: Mutex::default(),
             released: watch::Sender::default(),
+            answers: Mutex::default(),
+            probed: Mutex::default(),
+            kept: Mutex::default(),
         }
     }
 
@@ -128,6 +138,23 @@ impl FakeHost {
     /// Ids and numbers of the attempts the actor said have ended.
     pub fn told_ended(&self) -> Vec<(String, u32)> {
         self.ended.lock().unwrap().clone()
+    }
+
+    /// What the next probes of a kind answer, each after a while; afterwards they succeed at once.
+    pub fn answers(&self, kind: ProbeKind, answers: impl IntoIterator<Item = Scripted>) {
+        self.answers.lock().unwrap().entry(kind).or_default().extend(answers);
+    }
+
+    /// When probes of a kind were begun, to the nearest second, with the attempt.
+    pub fn probed(&self, wanted: ProbeKind) -> Vec<(u32, u64)> {
+        let probed = self.probed.lock().unwrap();
+        let of = probed.iter().filter(|(kind, ..)| *kind == wanted);
+        of.map(|(_, attempt, at)| (*attempt, at.as_secs_f64().round() as u64)).collect()
+    }
+
+    /// The verdicts that were last to be kept.
+    pub fn kept(&self) -> BTreeMap<String, Probed> {
+        self.kept.lock().unwrap().clone()
     }
 
     /// Reasons of the events so far.
@@ -213,6 +240,20 @@ impl PodHost for FakeHost {
 
     fn contents(&self, _pod: &Pod) -> BTreeMap<String, u64> {
         self.contents.lock().unwrap().clone()
+    }
+
+    fn probe(self: Arc<Self>, _pod: Arc<Pod>, key: ProbeKey) -> BoxFuture<'static, Answer> {
+        self.probed.lock().unwrap().push((key.kind, key.attempt, self.clock.passed()));
+        let answer = self.answers.lock().unwrap().get_mut(&key.kind).and_then(VecDeque::pop_front);
+        Box::pin(async move {
+            let (wait, success) = answer.unwrap_or((Duration::ZERO, Some(true)));
+            tokio::time::sleep(wait).await;
+            Answer { success, message: "scripted".to_owned() }
+        })
+    }
+
+    fn keep_verdicts(self: Arc<Self>, probes: &BTreeMap<String, Probed>) {
+        self.kept.lock().unwrap().clone_from(probes);
     }
 
     fn happened(&self, _pod: &Pod, happening: Happening) {

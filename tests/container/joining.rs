@@ -100,7 +100,8 @@ fn exec_failures_are_reported() {
     let launch = running.spec.clone();
     let pidfd = running.spawned.pidfd.try_clone().unwrap();
     running.kill();
-    let gone = container::exec(&exec_spec(""), &launch, pidfd.as_fd(), ChildStdio::Terminal, &world.context());
+    let gone =
+        container::exec(&exec_spec(""), &launch, &launch.cgroup, pidfd.as_fd(), ChildStdio::Terminal, &world.context());
     assert_eq!(gone.unwrap_err().step, "join the PID namespace of c");
 }
 
@@ -134,7 +135,9 @@ fn an_exec_can_have_a_terminal() {
     running.started();
     let spec = ExecSpec { tty: true, ..exec_spec("tty; echo $TERM") };
     let init = running.spawned.pidfd.as_fd();
-    let spawned = container::exec(&spec, &running.spec, init, ChildStdio::Terminal, &world.context()).unwrap();
+    let spawned =
+        container::exec(&spec, &running.spec, &running.spec.cgroup, init, ChildStdio::Terminal, &world.context())
+            .unwrap();
     let mut master = File::from(receive_master(spawned.console_socket.as_ref().unwrap()));
     assert_eq!(read_terminal(&mut master), "/dev/pts/0\r\nxterm\r\n");
     let exit = pidfd::wait(spawned.pidfd.as_fd(), true).unwrap().unwrap();

@@ -217,7 +217,7 @@ impl World {
     pub fn exec(&self, running: &Running, spec: &ExecSpec, context: &LaunchContext<'_>) -> Outcome {
         let (stdio, streams) = pipes();
         let init = running.spawned.pidfd.as_fd();
-        let spawned = container::exec(spec, &running.spec, init, stdio, context).expect("exec");
+        let spawned = container::exec(spec, &running.spec, &running.spec.cgroup, init, stdio, context).expect("exec");
         Running { spawned, streams, spec: running.spec.clone() }.finish()
     }
 }
@@ -348,9 +348,7 @@ pub fn exec_spec(script: &str) -> ExecSpec {
     ExecSpec {
         container: "c".to_owned(),
         args: ["sh", "-c", script].map(str::to_owned).to_vec(),
-        env: Vec::new(),
-        cwd: None,
-        tty: false,
+        ..ExecSpec::default()
     }
 }
 

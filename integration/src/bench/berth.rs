@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Material, manifest, manifest_with_volumes, now, objects, text};
+use super::{Material, manifest, manifest_with_volumes, now, objects, probed_manifest, text};
 use crate::{Agent, Place};
 
 /// An agent with the image loaded.
@@ -231,6 +231,22 @@ impl<'a> Bench<'a> {
         Ok(Memory { agent: pss(self.agent.pid())?, supervisors: total, count: supervisors.len() })
     }
 
+    /// What exec probes of `count` pods, every ten seconds, cost in `time`: share of one core of the agent and of the pods'
+    /// cgroup, which has the supervisors and what they start in it, `/bin/true` itself included. The containers sleep.
+    pub fn probing(&self, count: usize, time: Duration) -> Result<(f64, f64)> {
+        self.many_of("probed", count, &probed_manifest)?;
+        // The starts, and the first round of probes.
+        std::thread::sleep(Duration::from_secs(15));
+        let agent = self.agent.pid();
+        let before = (cpu_time(agent)?, pods_cpu_time(self.place)?);
+        std::thread::sleep(time);
+        let after = (cpu_time(agent)?, pods_cpu_time(self.place)?);
+        let share = |before: f64, after: f64| (after - before) / time.as_nanos() as f64;
+        let ready = self.agent.pods().iter().filter(|pod| crate::agent::condition(pod, "Ready") == "True").count();
+        ensure!(ready == count, "{ready} of {count} pods are ready:\n{}", self.agent.log());
+        Ok((share(before.0, after.0), share(before.1, after.1)))
+    }
+
     /// What doing nothing costs for `time`.
     pub fn idle(&self, time: Duration) -> Result<Idle> {
         let supervisors = self.supervisors();
@@ -249,6 +265,16 @@ impl<'a> Bench<'a> {
 
 fn text_of(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
+}
+
+/// CPU time of everything in the pods' cgroup, nanoseconds.
+fn pods_cpu_time(place: &Place) -> Result<f64> {
+    let root = place.cgroup_root.trim_start_matches('/');
+    let candidates = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+    let files = candidates.map(|mount| Path::new(mount).join(root).join("kubepods/cpu.stat"));
+    let text = files.iter().find_map(|file| fs::read_to_string(file).ok()).context("cpu.stat of the pods")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("usage_usec ")).context("usage_usec")?;
+    Ok(line.trim().parse::<f64>()? * 1000.0)
 }
 
 /// Proportional set size, bytes.

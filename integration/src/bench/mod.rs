@@ -74,6 +74,14 @@ pub fn manifest(name: &str) -> String {
     pod(name).to_string()
 }
 
+/// The same with an exec probe every ten seconds.
+pub fn probed_manifest(name: &str) -> String {
+    let mut pod = pod(name);
+    pod["spec"]["containers"][0]["readinessProbe"] =
+        json!({ "periodSeconds": 10, "exec": { "command": ["/bin/true"] } });
+    pod.to_string()
+}
+
 fn pod(name: &str) -> Value {
     json!({
         "apiVersion": "v1",

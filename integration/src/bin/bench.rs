@@ -23,6 +23,7 @@ struct Options {
     density: usize,
     crowd: usize,
     idle: u64,
+    probed: usize,
 }
 
 fn options() -> Result<Options> {
@@ -34,6 +35,7 @@ fn options() -> Result<Options> {
         density: 100,
         crowd: 300,
         idle: 60,
+        probed: 100,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
@@ -51,6 +53,7 @@ fn options() -> Result<Options> {
             "--density" => options.density = value.parse()?,
             "--crowd" => options.crowd = value.parse()?,
             "--idle" => options.idle = value.parse()?,
+            "--probed" => options.probed = value.parse()?,
             _ => bail!("unknown option {name}"),
         }
     }
@@ -135,6 +138,21 @@ fn main() -> Result<()> {
     let idle = bench.idle(Duration::from_secs(options.idle))?;
     let removal = bench.clear()?;
     println!("{} pods removed in {:.1} ms", options.density, removal as f64 / 1e6);
+    let (agent, pods) = bench.probing(options.probed, Duration::from_secs(options.idle))?;
+    bench.clear()?;
+    let probing = (agent + pods) * 100.0;
+    println!(
+        "{} pods with an exec probe: agent {:.2}%, pods {:.2}% of a core",
+        options.probed,
+        agent * 100.0,
+        pods * 100.0
+    );
+    benchmarks.push(Benchmark {
+        name: "exec-probes",
+        unit: "% of a core",
+        series: vec![Series::new("berth", [probing])],
+        goals: vec![Goal::AtMost(2.0)],
+    });
     let mut series = vec![Series::new("berth", milliseconds(&[many]))];
     if let Some(podman) = &podman {
         series.push(Series::new("podman", milliseconds(&[podman.play("many", options.density)?])));

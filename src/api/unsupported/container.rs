@@ -16,13 +16,10 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
         env,
         env_from,
         lifecycle,
-        liveness_probe,
-        readiness_probe,
         resources,
         restart_policy,
         restart_policy_rules,
         security_context,
-        startup_probe,
         volume_devices,
         volume_mounts,
         // Honoured.
@@ -38,6 +35,10 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
         termination_message_policy: _,
         tty: _,
         working_dir: _,
+        // Honoured by the pod's life cycle.
+        liveness_probe: _,
+        readiness_probe: _,
+        startup_probe: _,
         // Says what happens at a resize, and nothing resizes the pod of a manifest: a changed one is a new pod.
         resize_policy: _,
     } = container;
@@ -50,11 +51,6 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
     }
     if let Some(lifecycle) = lifecycle {
         check_lifecycle(lifecycle, path, issues);
-    }
-    for (name, probe) in
-        [("livenessProbe", liveness_probe), ("readinessProbe", readiness_probe), ("startupProbe", startup_probe)]
-    {
-        issues.refuse_if(probe.is_some(), format!("{path}.{name}"), "probes are not supported yet");
     }
     if let Some(resources) = resources {
         check_resources(resources, path, issues);

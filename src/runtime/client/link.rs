@@ -18,7 +18,7 @@ use tokio::{
     time,
 };
 
-use super::{ClientError, Event};
+use super::{ClientError, Event, ExecEnd};
 use crate::{
     supervisor::{
         protocol::{Answer, Call, MAX_PACKET, Message, Request, Snapshot},
@@ -47,7 +47,7 @@ pub(super) struct Link {
 #[derive(Debug, Default)]
 struct Waiting {
     replies: HashMap<u64, oneshot::Sender<Reply>>,
-    execs: HashMap<u64, oneshot::Sender<i32>>,
+    execs: HashMap<u64, oneshot::Sender<ExecEnd>>,
     closed: bool,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Reply {
     pub answer: Answer,
     pub descriptors: Vec<OwnedFd>,
     /// Resolves at the end of the exec that the answer speaks of.
-    pub exit: Option<oneshot::Receiver<i32>>,
+    pub exit: Option<oneshot::Receiver<ExecEnd>>,
 }
 
 /// Forgets a call whose caller no longer waits.
@@ -169,10 +169,10 @@ impl Link {
             Message::Exited { container, attempt } => {
                 let _ = events.try_send(Event::Exited { container, attempt });
             }
-            Message::ExecExited { exec, exit_code } => {
+            Message::ExecExited { exec, exit_code, timed_out } => {
                 let caller = self.waiting().execs.remove(&exec);
                 if let Some(caller) = caller {
-                    let _ = caller.send(exit_code);
+                    let _ = caller.send(ExecEnd { exit_code, timed_out });
                 }
             }
         }

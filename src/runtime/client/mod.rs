@@ -94,15 +94,24 @@ pub struct Exec {
     pub pid: i32,
     /// Master of its terminal, if one was asked for.
     pub terminal: Option<OwnedFd>,
-    exit: oneshot::Receiver<i32>,
+    exit: oneshot::Receiver<ExecEnd>,
+}
+
+/// How an exec ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExecEnd {
+    /// 0-255, 128 + signal.
+    pub exit_code: i32,
+    /// It was killed as its time was over.
+    pub timed_out: bool,
 }
 
 impl Exec {
-    /// Waits for its end: 0-255, 128 + signal.
+    /// Waits for its end.
     ///
     /// # Errors
     /// [`ClientError::Gone`] when the supervisor ended first: the exit code cannot be learnt.
-    pub async fn wait(&mut self) -> Result<i32, ClientError> {
+    pub async fn wait(&mut self) -> Result<ExecEnd, ClientError> {
         (&mut self.exit).await.map_err(|_| ClientError::Gone)
     }
 }

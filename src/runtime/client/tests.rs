@@ -195,7 +195,7 @@ async fn an_exec_that_nobody_waits_for_any_more_is_killed() {
     });
     let connected = Supervisor::reconnect(&fake.directories).await.unwrap();
     let supervisor = connected.supervisor.clone();
-    let spec = ExecSpec { container: "app".into(), args: vec![], env: vec![], cwd: None, tty: true };
+    let spec = ExecSpec { container: "app".into(), tty: true, ..ExecSpec::default() };
     let call = tokio::spawn(async move { supervisor.exec(spec, vec![]).await.map(|_| ()) });
     asking.await.unwrap();
     call.abort();

@@ -17,7 +17,7 @@ use super::{
     user::Identity,
 };
 use crate::{
-    supervisor::spec::LaunchSpec,
+    supervisor::spec::{CgroupPlacement, LaunchSpec},
     sys::{
         caps::{self, SYS_ADMIN, Sets},
         exec, ids, mount,
@@ -35,6 +35,7 @@ const DEATH_SIGNAL: i32 = 9;
 /// The first steps of the child, in the host's view of things.
 pub(super) fn begin(
     spec: &LaunchSpec,
+    placement: &CgroupPlacement,
     stdio: ChildStdio,
     keep: &[BorrowedFd<'_>],
     reporter: &mut Reporter,
@@ -60,7 +61,7 @@ pub(super) fn begin(
     adjust_oom_score(spec.oom_score_adj, reporter)?;
 
     // Version 1 cgroups are joined one by one, before the cgroup namespace takes the present ones as its roots.
-    cgroup::join(&spec.cgroup)?;
+    cgroup::join(placement)?;
 
     // A session without a terminal, and no key of whoever started the agent.
     session::start().step(|| "start a session")?;

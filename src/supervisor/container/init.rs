@@ -35,7 +35,7 @@ pub(super) fn run(
 ) -> Result<Infallible, Failure> {
     reporter.stage("clone");
     let keep: Vec<BorrowedFd<'_>> = console.iter().map(AsFd::as_fd).chain(gate).collect();
-    finish::begin(spec, stdio, &keep, reporter)?;
+    finish::begin(spec, &spec.cgroup, stdio, &keep, reporter)?;
 
     // The cgroups just joined become the roots of the container's view.
     if spec.new_cgroup_ns {

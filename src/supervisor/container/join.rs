@@ -17,27 +17,37 @@ use super::{
     user::{self, Files},
 };
 use crate::{
-    supervisor::spec::{ExecSpec, LaunchSpec},
+    supervisor::spec::{CgroupPlacement, ExecSpec, LaunchSpec},
     sys::{
         mount,
         session::{self, namespace},
     },
 };
 
-/// Runs in the child, which was born in the container's PID namespace and unified cgroup. `init` is the container's
-/// first process, `user` whom that was started as.
+/// The running container that an exec joins.
+pub(super) struct Joined<'a> {
+    /// What it was started with.
+    pub(super) launch: &'a LaunchSpec,
+    /// Its first process.
+    pub(super) init: BorrowedFd<'a>,
+    /// Whom that was started as.
+    pub(super) user: Option<&'a (u32, u32, Vec<u32>)>,
+    /// Where the exec goes: cgroups of the container, or below them.
+    pub(super) placement: &'a CgroupPlacement,
+}
+
+/// Runs in the child, which was born in the container's PID namespace and in the unified cgroup of its placement.
 pub(super) fn run(
     spec: &ExecSpec,
-    launch: &LaunchSpec,
-    init: BorrowedFd<'_>,
-    user: Option<&(u32, u32, Vec<u32>)>,
+    container: &Joined<'_>,
     stdio: ChildStdio,
     console: Option<OwnedFd>,
     reporter: &mut Reporter,
 ) -> Result<Infallible, Failure> {
+    let Joined { launch, init, user, placement } = *container;
     reporter.stage("clone");
     let keep: Vec<BorrowedFd<'_>> = console.iter().map(AsFd::as_fd).chain([init]).collect();
-    finish::begin(launch, stdio, &keep, reporter)?;
+    finish::begin(launch, placement, stdio, &keep, reporter)?;
     reporter.stage("cgroup");
 
     // All namespaces in one step: there is no moment with one foot outside. Root and working directory are then the

@@ -29,6 +29,7 @@ mod masks;
 mod mounts;
 mod parent;
 mod passwd;
+mod reaper;
 mod rootfs;
 mod status;
 mod target;
@@ -40,6 +41,7 @@ use std::{
 };
 
 pub use parent::{exec, spawn};
+pub use reaper::TAKE_ALL;
 pub use status::{StatusOutcome, decode_status};
 
 /// Where the standard streams of the new process come from.

@@ -4,18 +4,20 @@ use std::{
     convert::Infallible,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::Path,
     time::Instant,
 };
 
 use super::{
     ChildStdio, LaunchContext, Spawned,
     error::{Failure, Step},
-    init, join,
+    init,
+    join::{self, Joined},
+    reaper,
     status::Reporter,
 };
 use crate::{
-    supervisor::spec::{ExecSpec, LaunchSpec, PidMode, StartError},
+    supervisor::spec::{CgroupPlacement, ExecSpec, LaunchSpec, PidMode, StartError},
     sys::{
         mount,
         openat2::{Scope, openat2, purpose},
@@ -41,29 +43,46 @@ pub fn spawn(spec: &LaunchSpec, stdio: ChildStdio, context: &LaunchContext<'_>) 
         PidMode::Pod => (flags::NEWNS, Some((context.pause, "the pod's pause process"))),
         PidMode::Target(container) => (flags::NEWNS, Some((context.target, container.as_str()))),
     };
-    let place = Place { namespaces, cgroup: spec.cgroup.unified.as_ref(), joined };
+    let place = Place { namespaces, cgroup: spec.cgroup.unified.as_deref(), joined };
     clone_into(&place, stdio, context, |stdio, console, reporter| {
         init::run(spec, stdio, (console, context.gate), reporter)
     })
 }
 
 /// Starts a further process in the container whose first process `init` is. `launch` is what that was started with:
-/// the new process gets the same user, capabilities, limits, seccomp filter and cgroups.
+/// the new process gets the same user, capabilities, limits and seccomp filter. It goes into the cgroups of `placement`,
+/// which are the container's or below them.
+///
+/// The process of a bound exec has one of ours between it and the supervisor ([`reaper`]), which is what is returned and
+/// ends with its code.
 ///
 /// # Errors
 /// As [`spawn`]; the container may also have ended.
 pub fn exec(
     spec: &ExecSpec,
     launch: &LaunchSpec,
+    placement: &CgroupPlacement,
     init: BorrowedFd<'_>,
     stdio: ChildStdio,
     context: &LaunchContext<'_>,
 ) -> Result<Spawned, StartError> {
     let joined = (launch.pid != PidMode::Host).then_some((Some(init), launch.container.as_str()));
-    let place = Place { namespaces: 0, cgroup: launch.cgroup.unified.as_ref(), joined };
+    let container = Joined { launch, init, user: context.user, placement };
+    let program = |stdio, console, reporter: &mut Reporter| join::run(spec, &container, stdio, console, reporter);
+    if !spec.bound {
+        let place = Place { namespaces: 0, cgroup: placement.unified.as_deref(), joined };
+        return clone_into(&place, stdio, context, program);
+    }
+    let cgroup = placement.unified.as_deref().map(open_cgroup).transpose()?;
+    let place = Place { namespaces: 0, cgroup: None, joined };
     clone_into(&place, stdio, context, |stdio, console, reporter| {
-        join::run(spec, launch, init, context.user, stdio, console, reporter)
+        reaper::run(init, cgroup.as_ref().map(AsFd::as_fd), reporter, |reporter| program(stdio, console, reporter))
     })
+}
+
+fn open_cgroup(path: &Path) -> Result<OwnedFd, Failure> {
+    openat2(mount::here(), path, purpose::DIRECTORY, 0, Scope::NoMagicLinks)
+        .step(|| format!("open cgroup {}", path.display()))
 }
 
 /// Where a child is born.
@@ -71,7 +90,7 @@ struct Place<'a> {
     /// New namespaces, as flags of clone3.
     namespaces: u64,
     /// Directory in the unified hierarchy.
-    cgroup: Option<&'a PathBuf>,
+    cgroup: Option<&'a Path>,
     /// Whose PID namespace it is born in (and the name of that process for messages); `None`: the supervisor's.
     joined: Option<(Option<BorrowedFd<'a>>, &'a str)>,
 }
@@ -90,13 +109,7 @@ fn clone_into(
         }
         ChildStdio::Pipes { .. } => (None, None),
     };
-    let cgroup = match place.cgroup {
-        Some(path) => Some(
-            openat2(mount::here(), path, purpose::DIRECTORY, 0, Scope::NoMagicLinks)
-                .step(|| format!("open cgroup {}", path.display()))?,
-        ),
-        None => None,
-    };
+    let cgroup = place.cgroup.map(open_cgroup).transpose()?;
     let received = context.received;
     let clone = || {
         clone_running(place.namespaces, cgroup.as_ref().map(AsFd::as_fd), move || {
@@ -117,7 +130,13 @@ fn run_child(
     body: impl FnOnce(&mut Reporter) -> Result<Infallible, Failure>,
 ) -> i32 {
     let mut reporter = Reporter::new(status, received);
-    match body(&mut reporter) {
+    let result = body(&mut reporter);
+    fail(result, &mut reporter)
+}
+
+/// Reports why a child does not become a program; the code it ends with.
+pub(super) fn fail(result: Result<Infallible, Failure>, reporter: &mut Reporter) -> i32 {
+    match result {
         Ok(never) => match never {},
         Err(failure) => {
             reporter.failed(failure);

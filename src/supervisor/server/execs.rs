@@ -28,9 +28,11 @@ impl Server {
         };
         // All namespaces are those of the container's first process, whatever they were made from.
         let context = LaunchContext { user: Some(&attempt.user), ..self.base_context(Instant::now()) };
-        match Exec::start(from, spec, descriptors, attempt.pidfd(), &launch, &context) {
+        let number = self.next;
+        let started = Exec::start(number, from, spec, descriptors, attempt.pidfd(), &launch, &context);
+        self.next += 1;
+        match started {
             Ok(exec) => {
-                let number = self.number();
                 if let Some(status) = &exec.status {
                     let token = Token::ExecStatus(number).encode();
                     let _ = self.epoll.add(status.descriptor(), token, Interest::Read);
@@ -73,15 +75,58 @@ impl Server {
                 self.exec_started(number, set_up.console);
             }
         }
-        let Some(exec) = self.execs.remove(&number) else { return };
-        match (exec.failure, exec.request) {
-            (Some(error), Some(id)) => self.reply((exec.connection, id), Answer::StartFailed(error)),
-            (Some(_), None) => {}
-            (None, _) => {
-                let message = Message::ExecExited { exec: number, exit_code: exit.ended.code() };
-                self.send(exec.connection, &message, None);
+        let Some(mut exec) = self.execs.remove(&number) else { return };
+        let (connection, request, timed_out) = (exec.connection, exec.request, exec.timed_out);
+        let failure = exec.failure.take();
+        // Before anybody hears of it: what they are told has ended is not there any more.
+        let leftover = exec.clean_up();
+        self.look_at_leftovers();
+        self.leftovers.extend(leftover.map(|leftover| (leftover.wait().map(|wait| Instant::now() + wait), leftover)));
+        match (failure, request) {
+            // Its time was over before its program ran: it is told like any other whose time was over.
+            (_, Some(id)) if timed_out => {
+                self.reply((connection, id), Answer::ExecStarted { exec: number, pid: exit.pid });
+                self.exec_exited(connection, number, exit, timed_out);
             }
+            (Some(error), Some(id)) => self.reply((connection, id), Answer::StartFailed(error)),
+            (Some(_), None) => {}
+            (None, _) => self.exec_exited(connection, number, exit, timed_out),
         }
         self.finish_shutdown();
+    }
+
+    fn exec_exited(&mut self, connection: u64, exec: u64, exit: Exit, timed_out: bool) {
+        let message = Message::ExecExited { exec, exit_code: exit.ended.code(), timed_out };
+        self.send(connection, &message, None);
+    }
+
+    /// Execs that were started for whoever is gone now.
+    pub(super) fn end_execs_of(&mut self, connection: u64) {
+        let now = Instant::now();
+        for exec in self.execs.values_mut().filter(|exec| exec.bound && exec.connection == connection) {
+            exec.kill(now);
+        }
+    }
+
+    pub(super) fn exec_deadline(&self) -> Option<Instant> {
+        let leftovers = self.leftovers.iter().filter_map(|(at, _)| *at);
+        self.execs.values().filter_map(Exec::deadline).chain(leftovers).min()
+    }
+
+    pub(super) fn pass_exec_deadlines(&mut self, now: Instant) {
+        for exec in self.execs.values_mut() {
+            exec.pass_deadline(now);
+        }
+        if self.leftovers.iter().any(|(at, _)| at.is_some_and(|at| at <= now)) {
+            self.look_at_leftovers();
+        }
+    }
+
+    fn look_at_leftovers(&mut self) {
+        self.leftovers.retain_mut(|(at, leftover)| {
+            let gone = leftover.look();
+            *at = leftover.wait().map(|wait| Instant::now() + wait);
+            !gone
+        });
     }
 }

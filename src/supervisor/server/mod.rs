@@ -18,7 +18,7 @@ use super::{
     attach::Attachment,
     attempt::{Attempt, SCRATCH},
     connection::{Broken, Connection},
-    exec::Exec,
+    exec::{Exec, Leftover},
     log::Stream,
     protocol::{Answer, Call, Message, Request, Snapshot},
     sandbox::Sandbox,
@@ -51,6 +51,8 @@ pub struct Server {
     /// Directories of attempts that are not to be held when they are started.
     released: BTreeSet<PathBuf>,
     execs: BTreeMap<u64, Exec>,
+    /// cgroups of execs that could not be removed yet, and when to look at them again.
+    leftovers: Vec<(Option<Instant>, Leftover)>,
     attachments: BTreeMap<u64, Attachment>,
     next: u64,
     scratch: Vec<u8>,
@@ -81,6 +83,7 @@ impl Server {
             attempts: BTreeMap::new(),
             released: BTreeSet::new(),
             execs: BTreeMap::new(),
+            leftovers: Vec::new(),
             attachments: BTreeMap::new(),
             next: 1,
             scratch: Vec::with_capacity(SCRATCH),
@@ -132,7 +135,7 @@ impl Server {
 
     fn next_deadline(&self) -> Option<Instant> {
         let shutdown = self.shutdown.as_ref().filter(|(waiting, _)| !waiting.is_empty()).map(|(_, at)| *at);
-        self.attempts.values().filter_map(Attempt::deadline).chain(shutdown).min()
+        self.attempts.values().filter_map(Attempt::deadline).chain(shutdown).chain(self.exec_deadline()).min()
     }
 
     fn pass_deadlines(&mut self) {
@@ -147,6 +150,7 @@ impl Server {
             self.pump(number, Stream::Stderr);
             self.settle(number, true);
         }
+        self.pass_exec_deadlines(now);
         self.give_up_shutdown(now);
     }
 
@@ -190,10 +194,11 @@ impl Server {
         }
     }
 
-    /// Containers and execs go on: a restarted agent connects again.
+    /// Containers go on, and execs that are not bound to it: a restarted agent connects again.
     fn drop_connection(&mut self, number: u64) {
         if let Some(connection) = self.connections.remove(&number) {
             self.epoll.remove(connection.descriptor());
+            self.end_execs_of(number);
         }
     }
 
@@ -236,8 +241,8 @@ impl Server {
             }
             Call::Exec(spec) => self.exec(from, &spec, descriptors),
             Call::ExecKill { exec } => {
-                if let Some(exec) = self.execs.get(&exec) {
-                    exec.kill();
+                if let Some(exec) = self.execs.get_mut(&exec) {
+                    exec.kill(Instant::now());
                 }
                 self.reply(from, Answer::Ok);
             }
@@ -295,8 +300,8 @@ impl Server {
         for attempt in self.attempts.values_mut() {
             attempt.kill();
         }
-        for exec in self.execs.values() {
-            exec.kill();
+        for exec in self.execs.values_mut() {
+            exec.kill(Instant::now());
         }
         self.finish_shutdown();
     }
