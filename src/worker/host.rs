@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 
 use super::{
-    handle::{BoxFuture, ExecSession, NodeError, Stage, Usage},
+    handle::{BoxFuture, ExecSession, NodeError, Stage, TerminalSize, Usage},
     record::PodRecord,
 };
 use crate::{
@@ -52,6 +52,15 @@ pub trait PodHost: Send + Sync + 'static {
     /// Attaches stdin, stdout and (without a terminal) stderr to a running container.
     fn attach(self: Arc<Self>, container: String, _stdio: Vec<OwnedFd>) -> BoxFuture<'static, Result<(), NodeError>> {
         Box::pin(async move { Err(NodeError::Conflict(format!("container {container} cannot be attached to"))) })
+    }
+
+    /// Sets the size of a running container's terminal.
+    fn resize_terminal(
+        self: Arc<Self>,
+        container: String,
+        _size: TerminalSize,
+    ) -> BoxFuture<'static, Result<(), NodeError>> {
+        Box::pin(async move { Err(NodeError::Conflict(format!("container {container} has no terminal"))) })
     }
 
     /// Figures of the pod and of the containers given as (name, id), which run.
