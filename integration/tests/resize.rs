@@ -6,6 +6,7 @@ use berth_integration::{
     Agent, Place,
     agent::condition,
     eventually,
+    help::config,
     scenario::{agent, apply, container, exec, log, place, ready, run, with},
 };
 use serde_json::{Value, json};
@@ -314,4 +315,85 @@ fn whoever_attaches_sees_what_the_container_writes_and_how_it_ends() {
     assert_eq!(output.status.code(), Some(7));
     let missing = agent.cli(&["attach", &name]).expect("it runs");
     assert!(String::from_utf8_lossy(&missing.stderr).contains("is not running"), "{missing:?}");
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn what_is_set_for_the_pod_as_a_whole_limits_it_and_can_be_resized() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let own = json!({"resources": {"requests": {"cpu": "50m"}, "limits": {"cpu": "100m", "memory": "16Mi"}}});
+    let spec = json!({
+        "resources": {"requests": {"cpu": "200m", "memory": "32Mi"}, "limits": {"cpu": "400m", "memory": "64Mi"}},
+        "containers": [container("own", WAIT, own), container("none", WAIT, json!({}))],
+    });
+    apply(&agent, "web", spec);
+    let pod = agent.ready("web");
+    assert_eq!(pod["status"]["qosClass"], "Burstable");
+    assert_eq!(limits(&place, &pod, ""), (Some(400), Some(64 * MIB)));
+    assert_eq!(limits(&place, &pod, &id(&pod, 0)), (Some(100), Some(16 * MIB)));
+    assert_eq!(limits(&place, &pod, &id(&pod, 1)), (Some(400), Some(64 * MIB)), "what the pod may use");
+
+    agent.ok(&["resize", "web", "--pod-level", "--limits", "cpu=600m,memory=96Mi"]);
+    has(&agent, "web", None, (Some(600), Some(96 * MIB)));
+    let pod = has(&agent, "web", Some(1), (Some(600), Some(96 * MIB)));
+    assert_eq!(limits(&place, &pod, &id(&pod, 0)), (Some(100), Some(16 * MIB)));
+    let pod = agent.until("web", "settled", settled);
+    assert_eq!(pod["status"]["resources"]["limits"], json!({"cpu": "600m", "memory": "96Mi"}));
+    let too_much = agent.cli(&["resize", "web", "-c", "own", "--limits", "memory=1Gi"]).expect("it runs");
+    let text = String::from_utf8_lossy(&too_much.stderr).into_owned();
+    assert!(text.contains("must be less than or equal to pod limits of 96Mi"), "{text}");
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn what_is_reserved_is_not_for_pods() {
+    let place = place();
+    let config = config(&place, "systemReserved: {cpu: 500m, memory: 64Mi}\nkubeReserved: {cpu: \"0.5\"}", "");
+    let agent = agent(&place, &["--config", &config]);
+    let all = machine();
+    let asks = |milli: u64| amounts(json!({"cpu": format!("{milli}m")}), json!({}));
+    run(&agent, "large", WAIT, asks(all - 900));
+    let pod = agent.until("large", "refused", |pod| pod["status"]["phase"] == "Failed");
+    let message =
+        format!("Node didn't have enough resource: cpu, requested: {}, used: 0, capacity: {}", all - 900, all - 1000);
+    assert_eq!((&pod["status"]["reason"], &pod["status"]["message"]), (&json!("OutOfcpu"), &json!(message)));
+    run(&agent, "small", WAIT, asks(all - 1000));
+    ready(&agent, "small");
+    let root = place.cgroup_root.trim_start_matches('/');
+    let read = |path: String| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let limit = read(format!("/sys/fs/cgroup/memory/{root}/kubepods/memory.limit_in_bytes"))
+        .or_else(|| read(format!("/sys/fs/cgroup/{root}/kubepods/memory.max")));
+    let total = fs::read_to_string("/proc/meminfo").expect("meminfo");
+    let total =
+        total.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
+    assert_eq!(limit, total.map(|kibibytes| kibibytes * 1024 - 64 * MIB));
+}
+
+/// Waits for ephemeral containers: until they are supported, the agent says so by the name of the field.
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn a_container_added_to_a_running_pod_looks_into_it() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    run(&agent, "web", WAIT, json!({}));
+    let name = ready(&agent, "web");
+    let before = agent.pod("web").expect("the pod");
+    let script = "ls /proc/1/root/proc >/dev/null && tr '\\0' ' ' < /proc/1/cmdline; echo; hostname; exit 5";
+    let arguments =
+        ["debug", &name, "--image", "busybox:1", "--target", "app", "-c", "look", "-i", "--", "sh", "-c", script];
+    let output = agent.cli(&arguments).expect("it runs");
+    let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if error.contains("ephemeral containers are not supported yet") {
+        assert!(agent.pod("web").expect("the pod")["spec"].get("ephemeralContainers").is_none(), "refused as a whole");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(5), "{said}{error}");
+    assert!(said.contains("sh -c trap"), "the target's processes: {said}");
+    let pod = agent.until("web", "over", |pod| {
+        pod["status"]["ephemeralContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 5
+    });
+    assert_eq!((id(&pod, 0), status(&pod, "restartCount")), (id(&before, 0), &json!(0)), "the pod runs on");
+    let again = agent.cli(&arguments).expect("it runs");
+    assert!(String::from_utf8_lossy(&again.stderr).contains("Duplicate value: \"look\""), "{again:?}");
 }

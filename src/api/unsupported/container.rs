@@ -38,7 +38,6 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
         termination_message_policy: _,
         tty: _,
         working_dir: _,
-        // Says what happens at a resize, and nothing resizes the pod of a manifest: a changed one is a new pod.
         resize_policy: _,
     } = container;
 
