@@ -156,13 +156,9 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
     }
     issues.refuse_if(any(readiness_gates), "spec.readinessGates", "readiness gates are not supported yet");
     issues.refuse_if(any(resource_claims), "spec.resourceClaims", "resource claims are not supported yet");
-    if let Some(ResourceRequirements { claims, limits, requests }) = resources {
-        let set = any(claims) || [limits, requests].into_iter().flatten().any(|list| !list.is_empty());
-        issues.refuse_if(
-            set,
-            "spec.resources",
-            "resources of the pod as a whole are not supported yet; set them on its containers",
-        );
+    // Honoured by the pod's cgroup and by those of containers without limits of their own.
+    if let Some(ResourceRequirements { claims, limits: _, requests: _ }) = resources {
+        issues.refuse_if(any(claims), "spec.resources.claims", "resource claims are not supported yet");
     }
     if let Some(context) = security_context {
         check_pod_security(context, issues);
@@ -230,6 +226,7 @@ mod tests {
                     "securityContext": {"privileged": true, "appArmorProfile": {"type": "Unconfined"}},
                 }],
                 "initContainers": [{"name": "first", "image": "busybox"}],
+                "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "1Gi"}},
                 "securityContext": {"fsGroup": 7, "seLinuxOptions": {}},
                 "volumes": [
                     {"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
@@ -266,7 +263,7 @@ mod tests {
             ("/spec/hostnameOverride", json!("x"), "spec.hostnameOverride"),
             ("/spec/readinessGates", json!([{"conditionType": "x"}]), "spec.readinessGates"),
             ("/spec/resourceClaims", json!([{"name": "x"}]), "spec.resourceClaims"),
-            ("/spec/resources", json!({"limits": {"cpu": "1"}}), "spec.resources"),
+            ("/spec/resources", json!({"claims": [{"name": "x"}]}), "spec.resources.claims"),
             (
                 "/spec/securityContext/appArmorProfile",
                 json!({"type": "RuntimeDefault"}),

@@ -8,7 +8,10 @@ use super::{
     Cgroups, Controller, Seat,
     error::CgroupError,
     files::{read, read_number, write, write_if_present},
-    limits::{CpuLimits, CpuSet, DEFAULT_PERIOD_MICROS, HugePageLimit, huge_page_name, weight},
+    limits::{
+        CpuLimits, CpuSet, DEFAULT_PERIOD_MICROS, HugePageLimit, LeafLimits, MemoryQuality, NodeLimits, huge_page_name,
+        shares, weight,
+    },
 };
 
 /// The limits that pods and leaves have in common.
@@ -173,21 +176,59 @@ impl Cgroups {
         Ok(())
     }
 
-    /// v2 only: swap off and whole-container OOM kill for a leaf.
+    /// v2 only: swap and whole-container OOM kill for a leaf.
     pub(super) fn apply_memory_v2_leaf(
         &self,
         relative: &Path,
-        oom_group: bool,
+        limits: &LeafLimits,
         fresh: bool,
     ) -> Result<(), CgroupError> {
         let Some(Seat::Unified(mount)) = self.seat(Controller::Memory) else { return Ok(()) };
         let directory = self.below(mount, relative);
         // Absent in a kernel without swap.
-        write_if_present(&directory, "memory.swap.max", "0")?;
-        if oom_group || !fresh {
-            write(&directory, "memory.oom.group", if oom_group { "1" } else { "0" })?;
+        write_if_present(&directory, "memory.swap.max", &limits.swap.to_string())?;
+        if limits.oom_group || !fresh {
+            write(&directory, "memory.oom.group", if limits.oom_group { "1" } else { "0" })?;
+        }
+        self.apply_quality(relative, &limits.quality, fresh)
+    }
+
+    /// v2 only: memory that is kept for a cgroup, and where it is slowed down.
+    pub(super) fn apply_quality(
+        &self,
+        relative: &Path,
+        quality: &MemoryQuality,
+        fresh: bool,
+    ) -> Result<(), CgroupError> {
+        let Some(Seat::Unified(mount)) = self.seat(Controller::Memory) else { return Ok(()) };
+        if fresh && *quality == MemoryQuality::default() {
+            return Ok(());
+        }
+        let directory = self.below(mount, relative);
+        let high = quality.high.map_or("max".to_owned(), |bytes| bytes.to_string());
+        for (file, value) in
+            [("memory.min", quality.min.to_string()), ("memory.low", quality.low.to_string()), ("memory.high", high)]
+        {
+            // A kernel without one of them can be asked for nothing there.
+            write_if_present(&directory, file, &value)?;
         }
         Ok(())
+    }
+
+    /// What all pods may have together: weight, memory and processes of the cgroup above them.
+    pub(super) fn apply_node_limits(&self, kubepods: &Path, limits: &NodeLimits) -> Result<(), CgroupError> {
+        self.apply_shares(kubepods, shares(limits.cpu_milli))?;
+        match self.require(Controller::Memory)? {
+            // Swap is each container's own matter.
+            Seat::V1(mount) => {
+                write(&self.below(mount, kubepods), "memory.limit_in_bytes", &limits.memory.to_string())?;
+            }
+            Seat::Unified(mount) => write(&self.below(mount, kubepods), "memory.max", &limits.memory.to_string())?,
+        }
+        match limits.pids {
+            Some(pids) => self.apply_pids(kubepods, Some(pids)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -20,6 +20,9 @@ const V2: &[&str] = &[
     "memory.max",
     "memory.swap.max",
     "memory.oom.group",
+    "memory.min",
+    "memory.low",
+    "memory.high",
     "pids.max",
     "hugetlb.2MB.max",
     "hugetlb.2MB.rsvd.max",
@@ -77,6 +80,7 @@ fn pod() -> PodLimits {
         memory: Some(1 << 30),
         pids: Some(512),
         huge_pages: vec![HugePageLimit { page_size: 2 << 20, limit: 4 << 20 }],
+        ..PodLimits::default()
     }
 }
 
@@ -107,7 +111,7 @@ fn v2_has_everything_in_one_place() {
         assert_eq!(fake.text(&format!("{directory}/cgroup.subtree_control")), "+cpu +memory +pids", "{directory}");
     }
     assert_eq!(fake.text(&format!("{best_effort}/cpu.weight")), "1");
-    cgroups.update_qos(1000).unwrap();
+    cgroups.update_qos(&ClassTotals { burstable_milli: 1000, ..ClassTotals::default() }).unwrap();
     assert_eq!(fake.text(&format!("{burstable}/cpu.weight")), "100");
 
     cgroups.ensure_pod(QOS, "u1", &pod()).unwrap();
@@ -242,4 +246,35 @@ fn what_is_missing_or_misnamed_is_said() {
     let fake = Fake::new(&[("/sys/fs/cgroup", "")], "0::/");
     let error = fake.cgroups.ensure_pod(QOS, "../../x", &PodLimits::default()).unwrap_err();
     assert_eq!(error.to_string(), "\"../../x\" cannot be the name of a cgroup");
+}
+
+#[test]
+fn v2_keeps_memory_slows_down_and_lets_swap() {
+    let fake = Fake::new(&[("/sys/fs/cgroup", "")], "0::/");
+    let base = "sys/fs/cgroup";
+    let (pod_directory, leaf) = (format!("{base}/{POD}"), format!("{base}/{POD}/c1"));
+    let (kubepods, burstable) = (format!("{base}/kubepods"), format!("{base}/kubepods/burstable"));
+    fake.v2(&[base, &kubepods, &burstable, &format!("{kubepods}/besteffort"), &pod_directory, &leaf]);
+    let mut cgroups = fake.cgroups;
+    cgroups.limit_pods(NodeLimits { cpu_milli: 1000, memory: 1 << 30, pids: Some(100) });
+    cgroups.ensure_tree().unwrap();
+    let text = |path: &str| fs::read_to_string(fake.root.path().join(path)).unwrap();
+    assert_eq!(text(&format!("{kubepods}/memory.max")), (1 << 30).to_string());
+    assert_eq!(text(&format!("{kubepods}/cpu.weight")), "100");
+    assert_eq!(text(&format!("{kubepods}/pids.max")), "100");
+    let totals = ClassTotals { burstable_milli: 1000, guaranteed_memory: 5, burstable_memory: 7 };
+    cgroups.update_qos(&totals).unwrap();
+    assert_eq!(text(&format!("{kubepods}/memory.min")), "12");
+    assert_eq!(text(&format!("{burstable}/memory.low")), "7");
+    let quality = MemoryQuality { min: 0, low: 4096, high: Some(8192) };
+    cgroups.ensure_pod(QOS, "u1", &PodLimits { quality, ..PodLimits::default() }).unwrap();
+    cgroups.update_leaf(QOS, "u1", "c1", &LeafLimits { quality, swap: 512, ..LeafLimits::default() }).unwrap();
+    for directory in [&pod_directory, &leaf] {
+        let found = ["min", "low", "high"].map(|name| text(&format!("{directory}/memory.{name}")));
+        assert_eq!(found, ["0", "4096", "8192"], "{directory}");
+    }
+    assert_eq!(text(&format!("{leaf}/memory.swap.max")), "512");
+    cgroups.update_leaf(QOS, "u1", "c1", &LeafLimits::default()).unwrap();
+    let found = ["low", "high", "swap.max"].map(|name| text(&format!("{leaf}/memory.{name}")));
+    assert_eq!(found, ["0", "max", "0"], "what is not kept any more is given up");
 }

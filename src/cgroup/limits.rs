@@ -70,6 +70,42 @@ pub struct PodLimits {
     pub pids: Option<u64>,
     /// Huge pages. Empty leaves the hugetlb controller alone.
     pub huge_pages: Vec<HugePageLimit>,
+    /// Memory that is kept for it, and where it is slowed down (v2).
+    pub quality: MemoryQuality,
+}
+
+/// Memory that is kept for a cgroup under pressure, and the amount from which it is slowed down. v2 only: v1 has nothing
+/// of the kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryQuality {
+    /// Bytes that are never taken from it (`memory.min`); 0 for none.
+    pub min: u64,
+    /// Bytes that are taken from it last (`memory.low`); 0 for none.
+    pub low: u64,
+    /// Bytes above which it has to give back before it gets more (`memory.high`); `None` for no such bound.
+    pub high: Option<u64>,
+}
+
+/// What all pods may have together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeLimits {
+    /// Thousandths of a CPU: their weight beside the rest of the machine.
+    pub cpu_milli: u64,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// Processes and threads; `None` for no limit.
+    pub pids: Option<u64>,
+}
+
+/// What the pods of each class ask for together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClassTotals {
+    /// CPU of Burstable pods, thousandths.
+    pub burstable_milli: u64,
+    /// Memory of Guaranteed pods, bytes; 0 where none is kept.
+    pub guaranteed_memory: u64,
+    /// Memory of Burstable pods, bytes; 0 where none is kept.
+    pub burstable_memory: u64,
 }
 
 /// Limits of one container, or of the sandbox ([`LeafLimits::default`]).
@@ -77,8 +113,12 @@ pub struct PodLimits {
 pub struct LeafLimits {
     /// CPU.
     pub cpu: CpuLimits,
-    /// Memory in bytes. Swap is forbidden (NoSwap).
+    /// Memory in bytes. On v1 swap is forbidden.
     pub memory: Option<u64>,
+    /// Swap in bytes; 0 forbids it (v2).
+    pub swap: u64,
+    /// Memory that is kept for it, and where it is slowed down (v2).
+    pub quality: MemoryQuality,
     /// Processes and threads.
     pub pids: Option<u64>,
     /// Huge pages. Empty leaves the hugetlb controller alone.

@@ -47,7 +47,9 @@ use std::{
 pub use self::{
     error::CgroupError,
     in_force::{InForce, Share},
-    limits::{CpuLimits, CpuSet, DeviceAccess, HugePageLimit, LeafLimits, PodLimits},
+    limits::{
+        ClassTotals, CpuLimits, CpuSet, DeviceAccess, HugePageLimit, LeafLimits, MemoryQuality, NodeLimits, PodLimits,
+    },
     usage::Usage,
 };
 use self::{
@@ -133,6 +135,8 @@ pub struct Cgroups {
     /// v1 mounts the agent is not at the top of: a pod's supervisor moves into their `kubepods`, so that nothing of
     /// the agent's own cgroup (a systemd service's TasksMax, its end) limits or kills the pod.
     moved_out: Vec<Mount>,
+    /// What all pods may have together; `None`: all there is.
+    node_limits: Option<NodeLimits>,
     kill_way: OnceLock<KillWay>,
     /// v1 `memory.memsw.*` exists (swap accounting).
     memsw: OnceLock<bool>,
@@ -185,6 +189,7 @@ impl Cgroups {
             offered,
             v1,
             moved_out,
+            node_limits: None,
             kill_way: OnceLock::new(),
             memsw: OnceLock::new(),
             default_devices: OnceLock::new(),
@@ -193,6 +198,11 @@ impl Cgroups {
             cgroups.require(controller)?;
         }
         Ok(cgroups)
+    }
+
+    /// Limits all pods together from the time when the tree is made.
+    pub fn limit_pods(&mut self, limits: NodeLimits) {
+        self.node_limits = Some(limits);
     }
 
     /// How the hierarchies are mounted.

@@ -102,7 +102,7 @@ fn removal_leaves_nothing_and_everything_may_be_repeated() {
         world.cgroups.update_leaf(QOS, UID, "c1", &LeafLimits { memory: None, ..container }).unwrap();
         assert_eq!(world.cgroups.usage(QOS, UID, "c1").unwrap().unwrap().memory_limit, None);
     }
-    world.cgroups.update_qos(1500).unwrap();
+    world.cgroups.update_qos(&ClassTotals { burstable_milli: 1500, ..ClassTotals::default() }).unwrap();
     assert_eq!(world.cgroups.list_pods(), [(UID.to_owned(), QOS)]);
     for _ in 0..2 {
         world.cgroups.kill_pod(QOS, UID, BOUND).unwrap();

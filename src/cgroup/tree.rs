@@ -8,7 +8,7 @@ use super::{
     devices,
     error::CgroupError,
     files::{make_directory, write},
-    limits::{DeviceAccess, LeafLimits, MIN_SHARES, PodLimits, shares},
+    limits::{ClassTotals, DeviceAccess, LeafLimits, MIN_SHARES, MemoryQuality, PodLimits, shares},
     path,
 };
 use crate::{api::qos::QosClass, supervisor::spec::CgroupPlacement};
@@ -46,6 +46,9 @@ impl Cgroups {
             }
         }
         self.apply_shares(&path::class(QosClass::BestEffort), MIN_SHARES)?;
+        if let Some(limits) = &self.node_limits {
+            self.apply_node_limits(kubepods, limits)?;
+        }
         if let Some(Seat::V1(mount)) = self.seat(Controller::Devices) {
             let shared = self.below(mount, &kubepods.join(path::DEFAULT_DEVICES));
             make_directory(&shared)?;
@@ -54,9 +57,15 @@ impl Cgroups {
         Ok(())
     }
 
-    /// CPU weight of all Burstable pods together: the sum of their requests, in thousandths of a CPU.
-    pub fn update_qos(&self, burstable_milli: u64) -> Result<(), CgroupError> {
-        self.apply_shares(&path::class(QosClass::Burstable), shares(burstable_milli))
+    /// What the classes of pods get together: the weight of Burstable pods and, on v2, the memory that is kept. What is
+    /// kept for a cgroup is only kept as far as it is for those above it.
+    pub fn update_qos(&self, totals: &ClassTotals) -> Result<(), CgroupError> {
+        self.apply_shares(&path::class(QosClass::Burstable), shares(totals.burstable_milli))?;
+        let (guaranteed, burstable) = (totals.guaranteed_memory, totals.burstable_memory);
+        let quality = |min, low| MemoryQuality { min, low, high: None };
+        // Upstream's sums: the topmost cgroup holds what either class has.
+        self.apply_quality(Path::new(path::KUBEPODS), &quality(guaranteed + burstable, 0), true)?;
+        self.apply_quality(&path::class(QosClass::Burstable), &quality(0, burstable), true)
     }
 
     /// Makes a pod's cgroup, if need be, and sets its limits.
@@ -71,7 +80,8 @@ impl Cgroups {
             }
             other => other?,
         };
-        self.apply(&pod, pod_resources(limits), fresh)
+        self.apply(&pod, pod_resources(limits), fresh)?;
+        self.apply_quality(&pod, &limits.quality, fresh)
     }
 
     /// Changes a pod's limits. Raise a pod before its containers, lower it after them: on v1 no quota may exceed its
@@ -138,7 +148,7 @@ impl Cgroups {
         }
         if !sandbox {
             self.apply(&relative, leaf_resources(limits), fresh)?;
-            self.apply_memory_v2_leaf(&relative, limits.oom_group, fresh)?;
+            self.apply_memory_v2_leaf(&relative, limits, fresh)?;
         }
         self.limit_devices(&relative, &limits.devices)?;
         placement.oom_events = self.oom_events(&relative, &placement);
@@ -151,7 +161,7 @@ impl Cgroups {
         check_name(leaf)?;
         let relative = path::leaf(qos, uid, leaf);
         self.apply(&relative, leaf_resources(limits), false)?;
-        self.apply_memory_v2_leaf(&relative, limits.oom_group, false)
+        self.apply_memory_v2_leaf(&relative, limits, false)
     }
 
     fn make_pod(&self, pod: &Path, limits: &PodLimits) -> Result<bool, CgroupError> {

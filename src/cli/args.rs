@@ -53,6 +53,12 @@ pub enum Command {
     Logs(LogsArgs),
     /// Run a command in a container
     Exec(ExecArgs),
+    /// Attach to the streams of a running container
+    Attach(AttachArgs),
+    /// Add a container to a running pod to look into it
+    Debug(DebugArgs),
+    /// Change the CPU and memory of a running pod
+    Resize(ResizeArgs),
     /// Show what pods and containers use
     Stats(ListArgs),
     /// List images
@@ -194,6 +200,66 @@ pub struct ExecArgs {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+/// `berth attach`.
+#[derive(Debug, Clone, Args)]
+pub struct AttachArgs {
+    /// Pod, as NAME, NAMESPACE/NAME or UID
+    pub pod: String,
+    /// Container [default: the first one that is not an init container]
+    #[arg(short, long)]
+    pub container: Option<String>,
+    /// Pass standard input on
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+}
+
+/// `berth debug`.
+#[derive(Debug, Clone, Args)]
+pub struct DebugArgs {
+    /// Pod, as NAME, NAMESPACE/NAME or UID
+    pub pod: String,
+    /// Image of the container
+    #[arg(long)]
+    pub image: String,
+    /// Container whose processes it is to see
+    #[arg(long, value_name = "CONTAINER")]
+    pub target: Option<String>,
+    /// Name of the container [default: a new one]
+    #[arg(short, long, value_name = "NAME")]
+    pub container: Option<String>,
+    /// Attach to it and pass standard input on
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Give it a terminal
+    #[arg(short, long, requires = "stdin")]
+    pub tty: bool,
+    /// Its command, instead of the image's
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// `berth resize`.
+#[derive(Debug, Clone, Args)]
+pub struct ResizeArgs {
+    /// Pod, as NAME, NAMESPACE/NAME or UID
+    pub pod: String,
+    /// Container [default: the first one that is not an init container]
+    #[arg(short, long)]
+    pub container: Option<String>,
+    /// Resize the pod as a whole, not a container
+    #[arg(long, conflicts_with = "container")]
+    pub pod_level: bool,
+    /// What it asks for, as in cpu=500m,memory=64Mi
+    #[arg(long, value_name = "NAME=AMOUNT", value_delimiter = ',')]
+    pub requests: Vec<String>,
+    /// What it may use, as in cpu=1,memory=128Mi
+    #[arg(long, value_name = "NAME=AMOUNT", value_delimiter = ',')]
+    pub limits: Vec<String>,
+    /// How to print the result
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
 }
 
 /// `berth pull`.
@@ -386,6 +452,10 @@ mod tests {
             "berth events web -n shop -w -o wide",
             "berth logs web -f --tail 10 --since 5m --timestamps -p -c app --limit-bytes 100",
             "berth stats",
+            "berth attach web -c app -i",
+            "berth debug web --image busybox --target app -c look -it -- sh",
+            "berth resize web -c app --requests cpu=1,memory=1Gi --limits cpu=2 -o json",
+            "berth resize web --pod-level --limits cpu=2",
             "berth images -o json",
             "berth pull busybox --username a --password-file -",
             "berth load - --name busybox:1",
@@ -400,5 +470,8 @@ mod tests {
         }
         assert!(parse("berth pull busybox --username a").is_err());
         assert!(parse("berth rmi").is_err());
+        assert!(parse("berth debug web").is_err());
+        assert!(parse("berth debug web --image busybox -t").is_err());
+        assert!(parse("berth resize web --pod-level -c app --limits cpu=2").is_err());
     }
 }

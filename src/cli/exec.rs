@@ -69,13 +69,13 @@ fn variable(text: &str) -> Result<(String, String), Failed> {
 }
 
 /// Either the agent said no, or something here broke.
-enum Trouble {
+pub(super) enum Trouble {
     Refused(Failed),
     Broken(io::Error),
 }
 
 impl Trouble {
-    fn unwrap_or_else(self, broken: impl FnOnce(io::Error) -> Failed) -> Failed {
+    pub(super) fn unwrap_or_else(self, broken: impl FnOnce(io::Error) -> Failed) -> Failed {
         match self {
             Trouble::Refused(failed) => failed,
             Trouble::Broken(error) => broken(error),
@@ -151,7 +151,11 @@ fn with_terminal(connection: &OwnedFd, request: &ExecRequest) -> Result<i32, Fai
     run().map_err(|trouble| trouble.unwrap_or_else(broken))
 }
 
-fn send(connection: &OwnedFd, request: &ExecRequest, descriptors: &[BorrowedFd<'_>]) -> Result<(), Trouble> {
+pub(super) fn send(
+    connection: &OwnedFd,
+    request: &impl serde::Serialize,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), Trouble> {
     let bytes = serde_json::to_vec(request).map_err(io::Error::from)?;
     if bytes.len() > MAX_PACKET {
         let message = format!("the command has {} bytes, at most {MAX_PACKET} can be passed", bytes.len());
@@ -160,7 +164,7 @@ fn send(connection: &OwnedFd, request: &ExecRequest, descriptors: &[BorrowedFd<'
     Ok(seqpacket::send(connection.as_fd(), &bytes, descriptors)?)
 }
 
-fn wait_for_packet(connection: &OwnedFd) -> Result<Packet, Trouble> {
+pub(super) fn wait_for_packet(connection: &OwnedFd) -> Result<Packet, Trouble> {
     loop {
         poll(&mut [PollFd::new(connection.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
         match seqpacket::receive(connection.as_fd(), MAX_PACKET) {
@@ -172,11 +176,11 @@ fn wait_for_packet(connection: &OwnedFd) -> Result<Packet, Trouble> {
     }
 }
 
-fn gone() -> Failed {
+pub(super) fn gone() -> Failed {
     Failed::new(Exit::Unreachable, "the agent went away; what has become of the command is not known")
 }
 
-fn decode(packet: &Packet) -> Result<ExecReply, Failed> {
+pub(super) fn decode(packet: &Packet) -> Result<ExecReply, Failed> {
     serde_json::from_slice(&packet.bytes).map_err(|error| {
         Failed::new(Exit::Failure, format!("understand the agent's answer: {error}"))
             .hint("the agent may be of another version: berth version")
@@ -185,13 +189,13 @@ fn decode(packet: &Packet) -> Result<ExecReply, Failed> {
 
 fn started(packet: &Packet) -> Result<(), Failed> {
     match decode(packet)? {
-        ExecReply::Started { .. } => Ok(()),
+        ExecReply::Started { .. } | ExecReply::Attached { .. } => Ok(()),
         ExecReply::Exited { .. } => Err(Failed::new(Exit::Failure, "the command ended before it started")),
         ExecReply::Failed { not_found, not_run, message } => Err(refused(not_found, not_run, message)),
     }
 }
 
-fn refused(not_found: bool, not_run: bool, message: String) -> Failed {
+pub(super) fn refused(not_found: bool, not_run: bool, message: String) -> Failed {
     match (not_found, not_run) {
         (true, _) => Failed::new(Exit::NotFound, message).hint("berth pods lists the pods"),
         (_, true) => Failed::new(Exit::CannotRun, message),
@@ -227,7 +231,7 @@ fn session(connection: &OwnedFd, mut pump: Pump, terminal: Option<(OwnedFd, Owne
                 Err(error) => return Err(error.into()),
             };
             match reply {
-                ExecReply::Started { .. } => {}
+                ExecReply::Started { .. } | ExecReply::Attached { .. } => {}
                 ExecReply::Exited { code } => {
                     // What it wrote is in the pipes by now; what its descendants may still write is not waited for.
                     pump.drain()?;
@@ -250,13 +254,13 @@ fn copy_size(master: BorrowedFd<'_>) {
 }
 
 /// The caller's terminal passes every key on; put back when dropped.
-struct RawMode {
+pub(super) struct RawMode {
     terminal: OwnedFd,
     before: Termios,
 }
 
 impl RawMode {
-    fn enter(terminal: &OwnedFd) -> io::Result<RawMode> {
+    pub(super) fn enter(terminal: &OwnedFd) -> io::Result<RawMode> {
         let terminal = terminal.try_clone()?;
         let before = tcgetattr(&terminal)?;
         let mut raw = before.clone();

@@ -3,6 +3,8 @@
 
 pub mod agent;
 pub mod args;
+mod attach;
+mod change;
 pub mod client;
 mod columns;
 mod containers;
@@ -54,6 +56,8 @@ fn dispatch(cli: Cli, runner: NodeRunner) -> Result<ExitCode, Failed> {
     match cli.command {
         Command::Node(args) => return node::run(&cli.directories, &args, runner),
         Command::Exec(args) => return exec::run(&layout.stream_socket(), &args),
+        Command::Attach(args) => return attach::run(&layout.stream_socket(), &args),
+        Command::Debug(args) => return change::debug(&layout.api_socket(), &layout.stream_socket(), &args),
         Command::CheckConfig(args) => node::check(&cli.directories, &args)?,
         Command::Doctor(args) => return doctor::run(&layout, &args),
         Command::Completions { shell } => {
@@ -78,6 +82,7 @@ fn ask(layout: &Layout, command: Command) -> Result<(), Failed> {
             Command::Inspect(args) => pods::inspect(&client, &args).await,
             Command::Ps(args) => containers::list(&client, &args).await,
             Command::Stats(args) => containers::stats(&client, &args).await,
+            Command::Resize(args) => change::resize(&client, &args).await,
             Command::Logs(args) => containers::logs(&client, &args).await,
             Command::Images(args) => images::list(&client, &args).await,
             Command::Pull(args) => images::pull(&client, &args).await,
@@ -87,6 +92,8 @@ fn ask(layout: &Layout, command: Command) -> Result<(), Failed> {
             Command::Version(args) => version(&client, &args).await,
             Command::Node(_)
             | Command::Exec(_)
+            | Command::Attach(_)
+            | Command::Debug(_)
             | Command::CheckConfig(_)
             | Command::Doctor(_)
             | Command::Completions { .. } => Ok(()),

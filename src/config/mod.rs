@@ -8,6 +8,7 @@ pub mod document;
 pub mod identity;
 pub mod kubelet;
 mod node_config;
+mod reserved;
 mod resolve;
 pub mod schema;
 pub mod values;

@@ -6,7 +6,7 @@ use berth_cni::NetworkConfig;
 use k8s_openapi::api::core::v1::Taint;
 use serde::Serialize;
 
-use crate::store::layout::Layout;
+use crate::{api::resources::Resources, store::layout::Layout};
 
 /// Everything the agent runs with, resolved and checked.
 #[derive(Debug, Clone)]
@@ -39,6 +39,19 @@ pub struct NodeConfig {
     pub cpu_cfs_quota: bool,
     /// Its period.
     pub cpu_cfs_quota_period: Duration,
+    /// What is kept for others than pods (systemReserved, kubeReserved, reservedSystemCPUs): amounts by name, `pid` among
+    /// them.
+    pub reserved: Resources,
+    /// Limit the cgroup of all pods to what is not reserved.
+    pub enforce_allocatable: bool,
+    /// Burstable pods may swap in proportion to their requests (swapBehavior LimitedSwap); otherwise nobody may.
+    pub limited_swap: bool,
+    /// Do not start on a machine with swap.
+    pub fail_swap_on: bool,
+    /// Where between its request and its limit of memory a container is slowed down, 0 to 1; `None`: nowhere.
+    pub memory_throttling_factor: Option<f64>,
+    /// Keep the memory that pods ask for (memoryReservationPolicy TieredReservation).
+    pub reserve_memory: bool,
     /// Rotate a log before it grows past this many bytes.
     pub container_log_max_size: u64,
     /// Log files kept of an attempt, the current one included.

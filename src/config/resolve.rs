@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use super::{
     EventLimits, ImageCollection, LogFormat, LogOptions, NodeConfig, Registry, berth,
     document::{Node, Value},
-    identity, kubelet,
+    identity, kubelet, reserved,
     schema::{Field, Findings, Shape},
     values::{format_duration, parse_bytes, parse_duration},
 };
@@ -164,6 +164,12 @@ pub(super) fn resolve(
         pod_pids_limit: u64::try_from(kubelet.integer("podPidsLimit")).ok().filter(|limit| *limit > 0),
         cpu_cfs_quota: kubelet.bool("cpuCFSQuota"),
         cpu_cfs_quota_period: kubelet.duration("cpuCFSQuotaPeriod"),
+        reserved: reserved::amounts(kubelet_node, environment, findings),
+        enforce_allocatable: reserved::enforces_pods(kubelet_node, findings),
+        limited_swap: kubelet.text("memorySwap.swapBehavior").as_deref() == Some("LimitedSwap"),
+        fail_swap_on: kubelet.bool("failSwapOn"),
+        memory_throttling_factor: reserved::throttling_factor(kubelet_node, findings),
+        reserve_memory: kubelet.text("memoryReservationPolicy").as_deref() == Some("TieredReservation"),
         container_log_max_size: kubelet.bytes("containerLogMaxSize"),
         container_log_max_files: kubelet.count("containerLogMaxFiles"),
         cluster_dns: cluster_dns(kubelet_node, findings),

@@ -253,3 +253,42 @@ fn the_networks_own_rules_hold_as_well() {
     assert!(error.to_string().contains("config.yaml:3: network: "), "{error}");
     assert!(error.to_string().contains("mtu 1000 is not within 1280"), "{error}");
 }
+
+#[test]
+fn what_is_reserved_is_summed_and_processors_go_before_their_cpu() {
+    let reserved = |text: &str| of_file(&format!("{HEAD}{text}")).unwrap().config.reserved;
+    let amounts = |text: &str| -> Vec<(String, String)> {
+        reserved(text).into_iter().map(|(name, amount)| (name, amount.to_string())).collect()
+    };
+    let both = "systemReserved: {cpu: 500m, memory: 1Gi, pid: \"100\"}\nkubeReserved: {cpu: \"1\", memory: 512Mi}\n";
+    let pair = |name: &str, amount: &str| (name.to_owned(), amount.to_owned());
+    assert_eq!(amounts(both), [pair("cpu", "1500m"), pair("memory", "1536Mi"), pair("pid", "100")]);
+    assert_eq!(amounts(&format!("{both}reservedSystemCPUs: 0-1,3\n"))[0], pair("cpu", "3"));
+    assert!(reserved("").is_empty());
+}
+
+#[test]
+fn mistakes_about_memory_and_reservations_are_named() {
+    let files = Files::new();
+    let text = "systemReserved: {gpu: \"1\", memory: \"-1\"}\nreservedSystemCPUs: 0-9\n\
+                enforceNodeAllocatable: [none, pods]\nmemoryThrottlingFactor: 1.5\n";
+    let config = files.write("config.yaml", &format!("{HEAD}{text}"));
+    let mistakes = files.mistakes(&Flags { config: Some(config), ..Flags::default() });
+    for expected in [
+        "systemReserved.gpu: cannot reserve \"gpu\" resource",
+        "systemReserved.memory: resource quantity for \"memory\" cannot be negative",
+        "reservedSystemCPUs: processor 9 is not there: this machine has 4",
+        "enforceNodeAllocatable: may not contain anything else when \"none\" is specified",
+        "memoryThrottlingFactor: must be greater than 0 and less than or equal to 1.0, found 1.5",
+    ] {
+        assert!(mistakes.iter().any(|mistake| mistake.contains(expected)), "{expected}: {mistakes:#?}");
+    }
+    let loaded = of_file(&format!(
+        "{HEAD}memorySwap: {{swapBehavior: LimitedSwap}}\nmemoryThrottlingFactor: 0.9\n\
+         memoryReservationPolicy: TieredReservation\nenforceNodeAllocatable: [none]\n"
+    ))
+    .unwrap();
+    let config = loaded.config;
+    assert!(config.limited_swap && config.reserve_memory && !config.enforce_allocatable);
+    assert_eq!((config.memory_throttling_factor, loaded.warning), (Some(0.9), None));
+}

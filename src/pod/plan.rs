@@ -194,6 +194,7 @@ impl Planner<'_> {
         if !matches!(self.observed.sandbox, Sandbox::Running { .. }) {
             return; // it will be made with its new size
         }
+        let sized = self.observed.is_sized(self.pod);
         let mut containers = BTreeMap::new();
         for container in lifecycle::resizable(self.pod) {
             let Some(launched) = self.observed.launched(&container.name) else { continue };
@@ -202,16 +203,17 @@ impl Planner<'_> {
             }
             let restarting = self.observed.restarting(&container.name, launched.attempt);
             match resize::how(container, &launched.resources) {
-                None => {}
+                None if sized => {}
                 Some(How::Restart) => return,
                 Some(How::InPlace) if restarting => return,
-                Some(How::InPlace) => {
+                // Who has no limit of its own has the pod's, which may have changed.
+                None | Some(How::InPlace) => {
                     containers.insert(container.name.clone(), launched.attempt);
                 }
             }
         }
         let under_way = self.memory.in_flight.iter().any(|action| matches!(action, Action::ResizePod { .. }));
-        if !under_way && (!containers.is_empty() || !self.observed.is_sized(self.pod)) {
+        if !under_way && (!containers.is_empty() || !sized) {
             self.act(Action::ResizePod { containers });
         }
     }

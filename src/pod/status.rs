@@ -60,6 +60,8 @@ pub fn status(pod: &Pod, observed: &ObservedPod, memory: &Memory, node: &NodeVie
         host_ips: (!host_ips.is_empty()).then_some(host_ips),
         pod_ip: addresses.first().cloned(),
         pod_ips: (!addresses.is_empty()).then(|| addresses.into_iter().map(|ip| PodIP { ip }).collect()),
+        resources: view.pod_resources(),
+        allocated_resources: pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.clone()),
         start_time: memory.start_time.map(Time),
         qos_class: pod.spec.as_ref().map(|spec| qos_class(spec).to_string()),
         init_container_statuses: (!init_statuses.is_empty()).then(|| init_statuses.to_vec()),
@@ -136,6 +138,13 @@ impl View<'_> {
         let running = launched.filter(|launched| self.observed.runs(&container.name, launched.attempt));
         let in_force = running.map_or_else(|| allocated.clone(), |launched| launched.resources.clone());
         (Some(in_force), allocated.requests)
+    }
+
+    /// What the pod as a whole has, where that is set for it: what is in force once it is known.
+    fn pod_resources(&self) -> Option<ResourceRequirements> {
+        let allocated = self.pod.spec.as_ref()?.resources.clone()?;
+        let sized = self.observed.sized.as_ref().filter(|_| matches!(self.observed.sandbox, Sandbox::Running { .. }));
+        Some(sized.and_then(|sized| sized.pod.clone()).unwrap_or(allocated))
     }
 
     /// The conditions of a resize (KEP-1287): there while it waits, and while it is not in force.

@@ -5,7 +5,8 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use super::container_ref::ContainerRef;
 use crate::api::{
     qos::{QosClass, qos_class},
-    resources::{MEMORY, is_sidecar, requests},
+    quantity::Quantity,
+    resources::{MEMORY, container_requests, is_sidecar, requests},
 };
 
 /// A pod's supervisor: after everything that runs in it.
@@ -27,7 +28,7 @@ pub fn score(pod: &Pod, container: ContainerRef<'_>, memory_capacity: u64) -> i3
         QosClass::Guaranteed => GUARANTEED,
         QosClass::BestEffort => BEST_EFFORT,
         QosClass::Burstable => {
-            let own = burstable(container, memory_capacity);
+            let own = burstable(spec, container, memory_capacity);
             match container {
                 ContainerRef::Init(_, sidecar) if is_sidecar(sidecar) => own.min(lowest(spec, memory_capacity)),
                 _ => own,
@@ -39,12 +40,23 @@ pub fn score(pod: &Pod, container: ContainerRef<'_>, memory_capacity: u64) -> i3
 /// The lowest score of the main containers.
 fn lowest(spec: &PodSpec, memory_capacity: u64) -> i32 {
     let containers = spec.containers.iter().enumerate();
-    let scores = containers.map(|(index, container)| burstable(ContainerRef::App(index, container), memory_capacity));
+    let scores =
+        containers.map(|(index, container)| burstable(spec, ContainerRef::App(index, container), memory_capacity));
     scores.min().unwrap_or(BEST_EFFORT)
 }
 
-fn burstable(container: ContainerRef<'_>, memory_capacity: u64) -> i32 {
-    let request = requests(container.resources()).get(MEMORY).map_or(0, |request| request.value().max(0));
+/// What the pod as a whole asks for beyond its containers is each container's in equal parts (KEP-2837).
+fn share_of_pod(spec: &PodSpec) -> i64 {
+    let of_pod = requests(spec.resources.as_ref());
+    let Some(whole) = of_pod.get(MEMORY) else { return 0 };
+    let own = container_requests(spec).get(MEMORY).map_or(0, Quantity::value);
+    let containers = spec.containers.len() + spec.init_containers.iter().flatten().filter(|c| is_sidecar(c)).count();
+    (whole.value() - own).max(0) / i64::try_from(containers.max(1)).unwrap_or(i64::MAX)
+}
+
+fn burstable(spec: &PodSpec, container: ContainerRef<'_>, memory_capacity: u64) -> i32 {
+    let own = requests(container.resources()).get(MEMORY).map_or(0, |request| request.value().max(0));
+    let request = own.saturating_add(share_of_pod(spec));
     let share = i128::from(request) * 1000 / i128::from(memory_capacity.max(1));
     let score = i128::from(BEST_EFFORT) - share;
     // Between every guaranteed pod (which is at 1000 - 997 = 3 when it uses all memory) and every best-effort one.
@@ -101,5 +113,15 @@ mod tests {
         });
         assert_eq!(of(spec.clone(), "proxy"), 800);
         assert_eq!(of(spec, "first"), 999);
+    }
+
+    #[test]
+    fn what_the_pod_asks_for_as_a_whole_is_shared_out() {
+        let spec = json!({
+            "resources": asks("4Gi"),
+            "containers": [{"name": "own", "resources": asks("2Gi")}, {"name": "none"}],
+        });
+        assert_eq!(of(spec.clone(), "own"), 700);
+        assert_eq!(of(spec, "none"), 900);
     }
 }

@@ -12,6 +12,7 @@ use axum::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
@@ -22,6 +23,7 @@ use super::{
     logs::{self, LogFiles, LogQuery, LogReader, LogWatch},
 };
 use crate::{
+    api::update::Change,
     obs::events::Recorder,
     store::layout::Layout,
     worker::handle::{ManifestProblem, Node, NodeError, PodView, Usage},
@@ -89,6 +91,15 @@ pub struct PullRequest {
     pub credentials: Option<Credentials>,
 }
 
+/// What a change of a pod is asked with.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ChangeRequest {
+    /// As [`find::pod`] understands it.
+    pub pod: String,
+    /// What is to change.
+    pub change: Change,
+}
+
 /// What a log is asked with.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -132,6 +143,7 @@ pub fn router(state: ServerState) -> Router {
     Router::new()
         .route("/v1/version", get(async |State(state): State<ServerState>| Json(state.version)))
         .route("/v1/pods", get(pods))
+        .route("/v1/pods/change", post(change))
         .route("/v1/problems", get(problems))
         .route("/v1/usage", get(usage))
         .route("/v1/events", get(events::list))
@@ -177,6 +189,12 @@ impl From<QueryRejection> for BadRequest {
 
 async fn pods(State(state): State<ServerState>) -> Json<Vec<PodView>> {
     Json(state.node.pods())
+}
+
+/// Answers with the pod, once the change is durable.
+async fn change(State(state): State<ServerState>, Json(request): Json<ChangeRequest>) -> Result<Json<Pod>, NodeError> {
+    let uid = find::pod(&state.node.pods(), &request.pod)?.pod.metadata.uid.clone().unwrap_or_default();
+    state.node.update(uid, request.change).await.map(Json)
 }
 
 async fn problems(State(state): State<ServerState>) -> Json<Vec<ManifestProblem>> {

@@ -1,5 +1,6 @@
 //! What the agent serves on this machine: an HTTP API and a descriptor-passing socket in its run directory.
 
+pub mod attach;
 pub mod events;
 pub mod find;
 pub mod images;

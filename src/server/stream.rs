@@ -14,7 +14,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
-use super::find;
+use super::{
+    attach::{self, AttachRequest},
+    find,
+};
 use crate::{
     obs::chain::Chain,
     supervisor::spec::ExecSpec,
@@ -47,6 +50,13 @@ pub enum ExecReply {
     Started {
         /// Name of the container.
         container: String,
+    },
+    /// The client is attached to a container that runs (see [`super::attach`]).
+    Attached {
+        /// Name of the container.
+        container: String,
+        /// It has a terminal.
+        terminal: bool,
     },
     /// It has ended. The last message.
     Exited {
@@ -102,6 +112,9 @@ pub async fn serve(listener: OwnedFd, node: Arc<dyn Node>) -> io::Result<()> {
 async fn session(connection: OwnedFd, node: Arc<dyn Node>) -> io::Result<()> {
     let connection = Connection::new(connection)?;
     let Some(packet) = connection.receive().await? else { return Ok(()) };
+    if let Ok(request) = serde_json::from_slice::<AttachRequest>(&packet.bytes) {
+        return attach::session(&connection, request, packet, &node).await;
+    }
     match start(packet, &node).await {
         Ok((container, session)) => {
             let terminal: Vec<_> = session.terminal.iter().map(AsFd::as_fd).collect();
@@ -157,7 +170,7 @@ async fn start(
     Ok((container, session))
 }
 
-fn failed(error: &NodeError) -> ExecReply {
+pub(super) fn failed(error: &NodeError) -> ExecReply {
     ExecReply::Failed {
         not_found: matches!(error, NodeError::NotFound(_) | NodeError::Ambiguous(..)),
         not_run: matches!(error, NodeError::Exec(_)),

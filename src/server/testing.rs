@@ -10,7 +10,10 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::json;
-use tokio::{io::AsyncReadExt, sync::mpsc};
+use tokio::{
+    io::AsyncReadExt,
+    sync::{Notify, mpsc},
+};
 
 use super::{
     images::{Collected, Credentials, ImageView, Images, LoadSource, PullProgress},
@@ -22,7 +25,9 @@ use crate::{
     obs::events::Recorder,
     store::layout::Layout,
     supervisor::spec::ExecSpec,
-    worker::handle::{BoxFuture, ContainerView, ExecSession, ManifestProblem, Node, NodeError, PodView, Usage},
+    worker::handle::{
+        BoxFuture, ContainerView, ExecSession, ManifestProblem, Node, NodeError, PodView, TerminalSize, Usage,
+    },
 };
 
 /// A running pod on `node1` with the containers `init` (ended), `app` and `side`.
@@ -65,6 +70,12 @@ pub struct FakeNode {
     pub problems: Mutex<Vec<ManifestProblem>>,
     /// What was executed.
     pub executed: Mutex<Vec<(String, ExecSpec)>>,
+    /// Ends what is attached.
+    pub end: Arc<Notify>,
+    /// Terminals that were given a size.
+    pub sizes: Mutex<Vec<(String, TerminalSize)>>,
+    /// One of them was.
+    pub sized: Notify,
     /// What was changed.
     pub changes: Mutex<Vec<(String, Change)>>,
 }
@@ -103,7 +114,7 @@ impl Node for FakeNode {
         })
     }
 
-    /// Writes the container's name to stdout and ends with 3.
+    /// Writes the container's name to stdout and ends with 3 when [`FakeNode::end`] says so.
     fn attach(
         &self,
         _uid: String,
@@ -113,8 +124,24 @@ impl Node for FakeNode {
         Box::pin(async move {
             let stdout = stdio.into_iter().nth(1).unwrap();
             std::fs::File::from(stdout).write_all(container.as_bytes()).unwrap();
-            Ok(ExecSession { terminal: None, exit: Box::pin(async { Ok(3) }) })
+            let end = self.end.clone();
+            let exit = Box::pin(async move {
+                end.notified().await;
+                Ok(3)
+            });
+            Ok(ExecSession { terminal: None, exit })
         })
+    }
+
+    fn resize_terminal(
+        &self,
+        _uid: String,
+        container: String,
+        size: TerminalSize,
+    ) -> BoxFuture<'_, Result<(), NodeError>> {
+        self.sizes.lock().unwrap().push((container, size));
+        self.sized.notify_one();
+        Box::pin(async { Ok(()) })
     }
 
     /// Makes the change, but for one of a container called `missing`.

@@ -7,11 +7,12 @@ use std::{
 };
 
 use super::{
+    attach::AttachRequest,
     socket,
     stream::{self, Connection, ExecReply, ExecRequest, MAX_PACKET},
     testing,
 };
-use crate::worker::handle::Node;
+use crate::worker::handle::{Node, TerminalSize};
 
 fn request(pod: &str, args: &[&str], tty: bool) -> ExecRequest {
     let args = args.iter().map(|arg| (*arg).to_owned()).collect();
@@ -92,4 +93,39 @@ async fn a_message_that_is_too_long_is_refused_before_it_is_sent() {
     let long = "x".repeat(MAX_PACKET);
     let error = connection.send(&request("web", &[&long], false), &[]).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn whoever_attaches_gets_the_output_the_size_and_the_code() {
+    let (_directory, node, connection) = connected().await;
+    node.pods.lock().unwrap()[0].containers[2].tty = true;
+    let (mut reader, writer) = pipe().unwrap();
+    let attach = |container: &str| AttachRequest {
+        attach: "web".to_owned(),
+        container: Some(container.to_owned()),
+        wait: false,
+    };
+    connection.send(&attach("side"), &[writer.as_fd(); 3]).await.unwrap();
+    let attached = ExecReply::Attached { container: "side".to_owned(), terminal: true };
+    assert_eq!(reply(&connection).await.0, attached);
+    let size = TerminalSize { rows: 24, columns: 80 };
+    connection.send(&size, &[]).await.unwrap();
+    node.sized.notified().await;
+    assert_eq!(node.sizes.lock().unwrap().as_slice(), [("side".to_owned(), size)]);
+    node.end.notify_one();
+    assert_eq!(reply(&connection).await.0, ExecReply::Exited { code: 3 });
+    drop(writer);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "side");
+}
+
+#[tokio::test]
+async fn a_container_that_does_not_run_is_only_waited_for_when_asked() {
+    let (_directory, _, connection) = connected().await;
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let attach = AttachRequest { attach: "web".to_owned(), container: Some("init".to_owned()), wait: false };
+    connection.send(&attach, &[null.as_fd(); 3]).await.unwrap();
+    let ExecReply::Failed { message, .. } = reply(&connection).await.0 else { panic!("it does not run") };
+    assert_eq!(message, "container init in pod default/web is not running");
 }

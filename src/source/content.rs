@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 
 use crate::{
     api::{
@@ -10,7 +11,7 @@ use crate::{
         object::Object,
         problem::ManifestProblem,
         static_object::static_object,
-        static_pod::{Origin, static_pod},
+        static_pod::{Origin, SEEN_ANNOTATION, static_pod},
         unsupported::{Consequence, unsupported},
         validation::FieldError,
     },
@@ -88,10 +89,14 @@ impl Content {
     }
 
     /// The pod of before, if it is the same.
-    fn same_pod(&self, new: SourcedPod) -> Arc<SourcedPod> {
+    fn same_pod(&self, mut new: SourcedPod) -> Arc<SourcedPod> {
         let same = |old: &&Arc<SourcedPod>| old.uid() == new.uid() && old.document == new.document;
         let known = self.pods.iter().find(same).cloned();
-        known.unwrap_or_else(|| Arc::new(new))
+        if let Some(known) = &known {
+            seen_when(&mut new.pod, &known.pod);
+        }
+        // A manifest that brings its own UID may say something else under it.
+        known.filter(|known| **known == new).unwrap_or_else(|| Arc::new(new))
     }
 
     /// The object of before, if it has not changed; in another document it is still the same allocation inside.
@@ -125,6 +130,15 @@ impl Content {
         let problem =
             ManifestProblem { source: origin_name(origin), document: None, pod: None, warning: false, message };
         Content { pods: self.pods.clone(), objects: self.objects.clone(), problems: vec![problem], unusable: true }
+    }
+}
+
+/// A pod that was known keeps the time when it was first seen.
+fn seen_when(pod: &mut Pod, known: &Pod) {
+    pod.metadata.creation_timestamp.clone_from(&known.metadata.creation_timestamp);
+    let seen = known.metadata.annotations.as_ref().and_then(|annotations| annotations.get(SEEN_ANNOTATION));
+    if let (Some(annotations), Some(seen)) = (&mut pod.metadata.annotations, seen) {
+        annotations.insert(SEEN_ANNOTATION.to_owned(), seen.clone());
     }
 }
 
@@ -229,5 +243,18 @@ mod tests {
         assert_eq!(problem.pod.as_deref(), Some("ConfigMap b"));
         assert!(problem.message.starts_with(r#"data[a b]: Invalid value: "a b": a valid config key"#), "{problem:?}");
         assert_eq!(told(&read(&broken, &settings("b", "three"), 3)), ["ConfigMap default/b"]);
+    }
+
+    #[test]
+    fn a_manifest_with_a_uid_of_its_own_may_change_under_it() {
+        let own = |image: &str| pod("a", image).replace("{name: a}", "{name: a, uid: u-1}");
+        let first = read(&Content::default(), &own("busybox:1"), 10);
+        let same = read(&first, &own("busybox:1"), 20);
+        assert!(Arc::ptr_eq(&first.pods[0], &same.pods[0]));
+        let other = read(&same, &own("busybox:2"), 30);
+        assert_eq!(other.pods[0].uid(), "u-1");
+        assert_eq!(other.pods[0].pod.spec.as_ref().unwrap().containers[0].image.as_deref(), Some("busybox:2"));
+        let seen = |content: &Content| content.pods[0].pod.metadata.creation_timestamp.clone();
+        assert_eq!(seen(&other), seen(&first));
     }
 }

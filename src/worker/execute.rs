@@ -18,7 +18,7 @@ use k8s_openapi::{
 use tokio::sync::{OnceCell, mpsc};
 
 use super::{
-    handle::{BoxFuture, ExecSession, NodeError, Stage, Usage},
+    handle::{BoxFuture, ExecSession, NodeError, Stage, TerminalSize, Usage},
     host::{ActionError, Answer, Done, PodEvent, PodHost},
     inputs,
     probes::Verdicts,
@@ -587,6 +587,19 @@ impl PodHost for Host {
                 ClientError::Refused { .. } => NodeError::Conflict(ActionError::new("", &error).message),
                 error => NodeError::Internal(ActionError::new("", &error).message),
             })
+        })
+    }
+
+    fn resize_terminal(
+        self: Arc<Self>,
+        container: String,
+        size: TerminalSize,
+    ) -> BoxFuture<'static, Result<(), NodeError>> {
+        Box::pin(async move {
+            let supervisor =
+                self.supervisor().ok_or_else(|| NodeError::Conflict("the pod has no sandbox".to_owned()))?;
+            let resized = supervisor.resize(&container, size.rows, size.columns).await;
+            resized.map_err(|error| NodeError::Conflict(ActionError::new("", &error).message))
         })
     }
 

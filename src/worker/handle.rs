@@ -78,12 +78,28 @@ pub struct Usage {
     pub pids: u64,
 }
 
+/// The size of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
 /// A process started by exec (or an attachment).
 pub struct ExecSession {
     /// Master of the pty when one was asked for.
     pub terminal: Option<OwnedFd>,
     /// Resolves to the exit code.
     pub exit: BoxFuture<'static, Result<i32, NodeError>>,
+}
+
+impl ExecSession {
+    /// Of a process that has ended with `code` already.
+    pub fn ended(code: i32) -> ExecSession {
+        ExecSession { terminal: None, exit: Box::pin(async move { Ok(code) }) }
+    }
 }
 
 /// A boxed future, as this trait is used as an object.
@@ -126,7 +142,7 @@ pub trait Node: Send + Sync + 'static {
     /// Runs a command. `stdio` is stdin, stdout and stderr, or empty for a terminal.
     fn exec(&self, uid: String, spec: ExecSpec, stdio: Vec<OwnedFd>) -> BoxFuture<'_, Result<ExecSession, NodeError>>;
 
-    /// Attaches to the standard streams of a running container: stdin, stdout and, without a terminal, stderr. The
+    /// Attaches to the standard streams of a container, once it runs: stdin, stdout and, without a terminal, stderr. The
     /// session's code is the container's.
     fn attach(
         &self,
@@ -134,6 +150,14 @@ pub trait Node: Send + Sync + 'static {
         container: String,
         stdio: Vec<OwnedFd>,
     ) -> BoxFuture<'_, Result<ExecSession, NodeError>>;
+
+    /// Sets the size of the terminal that a running container has.
+    fn resize_terminal(
+        &self,
+        uid: String,
+        container: String,
+        size: TerminalSize,
+    ) -> BoxFuture<'_, Result<(), NodeError>>;
 
     /// Changes a pod. Answered with the pod once the change is durable.
     fn update(&self, uid: String, change: Change) -> BoxFuture<'_, Result<Pod, NodeError>>;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 
 use super::{
-    handle::{BoxFuture, ExecSession, NodeError, Stage, Usage},
+    handle::{BoxFuture, ExecSession, NodeError, Stage, TerminalSize, Usage},
     record::PodRecord,
 };
 use crate::{
@@ -66,6 +66,15 @@ pub trait PodHost: Send + Sync + 'static {
 
     /// What probes have found has changed: keeps it for an agent to come. Must not block.
     fn keep_verdicts(self: Arc<Self>, _probes: &BTreeMap<String, Probed>) {}
+
+    /// Sets the size of a running container's terminal.
+    fn resize_terminal(
+        self: Arc<Self>,
+        container: String,
+        _size: TerminalSize,
+    ) -> BoxFuture<'static, Result<(), NodeError>> {
+        Box::pin(async move { Err(NodeError::Conflict(format!("container {container} has no terminal"))) })
+    }
 
     /// Figures of the pod and of the containers given as (name, id), which run.
     fn usage(self: Arc<Self>, _running: Vec<(String, String)>) -> BoxFuture<'static, Vec<Usage>> {

@@ -8,7 +8,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::{host::ActionError, shared::Shared};
+use super::{execute::spec_of, host::ActionError, machine, shared::Shared};
 use crate::{
     api::qos::QosClass,
     cgroup::{LeafLimits, PodLimits},
@@ -62,6 +62,11 @@ impl Shared {
             pod_pids: config.pod_pids_limit,
             single_process_oom_kill: config.single_process_oom_kill,
             huge_page_sizes: self.huge_page_sizes.clone(),
+            limited_swap: config.limited_swap.then_some((self.memory, self.swap)),
+            throttling: config.memory_throttling_factor,
+            reserve_memory: config.reserve_memory,
+            allocatable_memory: u64::try_from(self.launch.allocatable.memory).unwrap_or(0),
+            page_size: machine::page_size(),
         }
     }
 
@@ -71,8 +76,8 @@ impl Shared {
     }
 
     /// Limits of a container of `pod`.
-    pub fn leaf_limits(&self, _pod: &Pod, container: ContainerRef<'_>) -> LeafLimits {
-        leaf_limits(container, &self.limit_options())
+    pub fn leaf_limits(&self, pod: &Pod, container: ContainerRef<'_>) -> LeafLimits {
+        leaf_limits(spec_of(pod), container, &self.limit_options())
     }
 
     /// The pod's sandbox.

@@ -5,6 +5,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use caps::CapSet;
@@ -15,14 +16,19 @@ use nix::{
         resource::{Resource, getrlimit, setrlimit},
         statvfs::statvfs,
     },
+    unistd::{SysconfVar, sysconf},
 };
 
 use crate::{
     api::{quantity::Quantity, resources::CPU, resources::EPHEMERAL_STORAGE, resources::MEMORY},
+    cgroup::NodeLimits,
     config::NodeConfig,
     pod::admission::NodeFacts,
     runtime::downward::Allocatable,
 };
+
+/// The resource that counts processes and threads, in what is kept for others.
+const PIDS: &str = "pid";
 
 /// Addresses of the node: global ones of interfaces that are up, IPv4 first; loopback when there is nothing else. Those
 /// of `bridge` are the pods' side of the node.
@@ -78,12 +84,55 @@ pub fn prepare_process(config: &NodeConfig) {
     }
 }
 
+/// Bytes of a page.
+pub fn page_size() -> u64 {
+    static SIZE: OnceLock<u64> = OnceLock::new();
+    *SIZE.get_or_init(|| {
+        let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+        size.and_then(|size| u64::try_from(size).ok()).filter(|size| *size > 0).unwrap_or(4096)
+    })
+}
+
 /// Bytes of memory.
 pub fn memory() -> u64 {
+    meminfo("MemTotal:")
+}
+
+/// Bytes of swap; 0 when there is none.
+pub fn swap() -> u64 {
+    meminfo("SwapTotal:")
+}
+
+fn meminfo(field: &str) -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
     let kibibytes: u64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default();
     kibibytes * 1024
+}
+
+/// Most processes and threads the machine can have at a time (proc_sys_kernel(5)).
+fn most_pids() -> u64 {
+    let read = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let limits = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"].into_iter().filter_map(read);
+    limits.min().unwrap_or(u64::MAX)
+}
+
+/// What pods may have together: what there is less what the configuration keeps for others. Never less than nothing.
+pub fn allocatable(config: &NodeConfig, capacity: &Allocatable) -> Allocatable {
+    let kept = |name: &str| config.reserved.get(name).copied().unwrap_or_default();
+    Allocatable {
+        cpu_milli: (capacity.cpu_milli - kept(CPU).milli()).max(0),
+        memory: (capacity.memory - kept(MEMORY).value()).max(0),
+        ephemeral_storage: (capacity.ephemeral_storage - kept(EPHEMERAL_STORAGE).value()).max(0),
+    }
+}
+
+/// What the cgroup of all pods is limited to, if it is.
+pub fn node_limits(config: &NodeConfig, allocatable: &Allocatable) -> Option<NodeLimits> {
+    let whole = |amount: i64| u64::try_from(amount).unwrap_or(0);
+    let pids = config.reserved.get(PIDS).map(|kept| most_pids().saturating_sub(whole(kept.value())));
+    let limits = NodeLimits { cpu_milli: whole(allocatable.cpu_milli), memory: whole(allocatable.memory), pids };
+    config.enforce_allocatable.then_some(limits)
 }
 
 /// Bytes of the file system that holds `path`.
@@ -136,7 +185,9 @@ pub fn facts(config: &NodeConfig, allocatable: &Allocatable) -> NodeFacts {
     ]);
     for (size, total) in huge_pages() {
         let [size, total] = [size, total].map(|bytes| Quantity::from_bytes(i64::try_from(bytes).unwrap_or(i64::MAX)));
-        resources.insert(format!("hugepages-{size}"), total);
+        let name = format!("hugepages-{size}");
+        let kept = config.reserved.get(&name).copied().unwrap_or_default();
+        resources.insert(name, (total + -kept).max(Quantity::ZERO));
     }
     NodeFacts {
         name: config.node_name.clone(),

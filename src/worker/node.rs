@@ -7,17 +7,17 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     actor::Report,
-    handle::{BoxFuture, ContainerView, ExecSession, ManifestProblem, Node, NodeError, PodView, Usage},
+    handle::{BoxFuture, ContainerView, ExecSession, ManifestProblem, Node, NodeError, PodView, TerminalSize, Usage},
     manager::{Entries, Entry, Update},
 };
 use crate::{
     api::update::Change,
-    pod::observed::{AttemptState, Sandbox},
+    pod::observed::{Attempt, AttemptState, Sandbox},
     store::layout::Layout,
     supervisor::spec::ExecSpec,
 };
@@ -62,6 +62,19 @@ impl RunningNode {
     }
 }
 
+/// Number of a container's newest attempt and, once that has ended, its exit code.
+fn latest(report: &Option<Arc<Report>>, container: &str) -> Option<(u32, Option<i32>)> {
+    let attempt = report.as_ref()?.observed.latest(container)?;
+    Some((attempt.number, ended(attempt)))
+}
+
+fn ended(attempt: &Attempt) -> Option<i32> {
+    match &attempt.state {
+        AttemptState::Ended(ended) => Some(ended.exit_code),
+        AttemptState::Running { .. } => None,
+    }
+}
+
 fn view(report: &Report, source: &str, layout: &Layout) -> PodView {
     let metadata = &report.pod.metadata;
     let dirs = layout.pod(
@@ -72,25 +85,26 @@ fn view(report: &Report, source: &str, layout: &Layout) -> PodView {
     let spec = report.pod.spec.as_ref();
     let init = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
     let main = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
-    let container = |kind: &str, container: &Container| {
-        let latest = report.observed.latest(&container.name);
+    let ephemeral = spec.and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default();
+    let container = |kind: &str, name: &str, image: &Option<String>, tty: Option<bool>| {
+        let latest = report.observed.latest(name);
         let (state, pid, started_at, exit_code) = match latest.map(|attempt| &attempt.state) {
             None => ("waiting", None, None, None),
             Some(AttemptState::Running { pid, started_at }) => ("running", Some(*pid), Some(*started_at), None),
             Some(AttemptState::Ended(ended)) => ("exited", None, ended.started_at, Some(ended.exit_code)),
         };
         ContainerView {
-            name: container.name.clone(),
+            name: name.to_owned(),
             kind: kind.to_owned(),
             id: latest.map(|attempt| attempt.id.clone()).unwrap_or_default(),
             attempt: latest.map_or(0, |attempt| attempt.number),
-            image: container.image.clone().unwrap_or_default(),
+            image: image.clone().unwrap_or_default(),
             state: state.to_owned(),
             pid,
-            tty: container.tty.unwrap_or(false),
+            tty: tty.unwrap_or(false),
             started_at: started_at.and_then(|at| i64::try_from(at.as_nanosecond()).ok()).unwrap_or_default(),
             exit_code,
-            log_dir: dirs.log.join(&container.name).to_string_lossy().into_owned(),
+            log_dir: dirs.log.join(name).to_string_lossy().into_owned(),
         }
     };
     PodView {
@@ -99,8 +113,9 @@ fn view(report: &Report, source: &str, layout: &Layout) -> PodView {
         stages: report.stages.clone(),
         containers: init
             .iter()
-            .map(|init| container("init", init))
-            .chain(main.iter().map(|main| container("app", main)))
+            .map(|one| container("init", &one.name, &one.image, one.tty))
+            .chain(main.iter().map(|one| container("app", &one.name, &one.image, one.tty)))
+            .chain(ephemeral.iter().map(|one| container("ephemeral", &one.name, &one.image, one.tty)))
             .collect(),
         supervisor: match report.observed.sandbox {
             Sandbox::Running { pid } => Some(pid),
@@ -158,36 +173,38 @@ impl Node for RunningNode {
         Box::pin(async move {
             let entry = self.entry(&uid)?;
             let mut reports = entry.reports.clone();
-            let running = |report: &Option<Arc<Report>>| {
-                let attempt = report.as_ref()?.observed.latest(&container)?;
-                matches!(attempt.state, AttemptState::Running { .. }).then_some(attempt.number)
-            };
-            let attempt = running(&reports.borrow());
-            let Some(attempt) = attempt else {
-                return Err(NodeError::Conflict(format!("container {container} is not running")));
+            let gone = || NodeError::Conflict(format!("the pod of container {container} is gone"));
+            let attempt = {
+                let seen = reports.wait_for(|report| latest(report, &container).is_some()).await.map_err(|_| gone())?;
+                match latest(&seen, &container) {
+                    Some((attempt, None)) => attempt,
+                    // It was over before anybody could look: its log has all of it.
+                    Some((_, Some(code))) => return Ok(ExecSession::ended(code)),
+                    None => return Err(gone()),
+                }
             };
             entry.host.clone().attach(container.clone(), stdio).await?;
             let exit = async move {
-                loop {
-                    let ended = reports.borrow_and_update().as_ref().and_then(|report| {
-                        let attempts = report.observed.containers.get(&container)?;
-                        let attempt = attempts.iter().find(|found| found.number == attempt)?;
-                        match &attempt.state {
-                            AttemptState::Ended(ended) => Some(ended.exit_code),
-                            AttemptState::Running { .. } => None,
-                        }
-                    });
-                    match ended {
-                        Some(code) => return Ok(code),
-                        None if reports.changed().await.is_err() => {
-                            return Err(NodeError::Conflict(format!("the pod of container {container} is gone")));
-                        }
-                        None => {}
-                    }
-                }
+                let code = |report: &Option<Arc<Report>>| {
+                    let attempts = report.as_ref()?.observed.containers.get(&container)?;
+                    ended(attempts.iter().find(|found| found.number == attempt)?)
+                };
+                let seen = reports.wait_for(|report| code(report).is_some()).await;
+                seen.ok()
+                    .and_then(|report| code(&report))
+                    .ok_or_else(|| NodeError::Conflict(format!("the pod of container {container} is gone")))
             };
             Ok(ExecSession { terminal: None, exit: Box::pin(exit) })
         })
+    }
+
+    fn resize_terminal(
+        &self,
+        uid: String,
+        container: String,
+        size: TerminalSize,
+    ) -> BoxFuture<'_, Result<(), NodeError>> {
+        Box::pin(async move { self.entry(&uid)?.host.resize_terminal(container, size).await })
     }
 
     fn update(&self, uid: String, change: Change) -> BoxFuture<'_, Result<Pod, NodeError>> {

@@ -2,18 +2,17 @@
 //! that its containers, those that shrink before those that grow. At no moment does a cgroup ask for more than the one
 //! above it has.
 
-use std::{collections::BTreeMap, sync::OnceLock};
+use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{Pod, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity as ApiQuantity,
 };
-use nix::unistd::{SysconfVar, sysconf};
 
 use super::{
     execute::{Host, spec_of},
     host::{ActionError, Done},
-    records,
+    machine, records,
 };
 use crate::{
     api::{
@@ -27,15 +26,6 @@ use crate::{
 
 /// Reason of a resize that did not succeed.
 const REASON: &str = "ResizeError";
-
-/// Bytes of a page.
-fn page_size() -> u64 {
-    static SIZE: OnceLock<u64> = OnceLock::new();
-    *SIZE.get_or_init(|| {
-        let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
-        size.and_then(|size| u64::try_from(size).ok()).filter(|size| *size > 0).unwrap_or(4096)
-    })
-}
 
 /// A container whose cgroup is to change.
 struct Leaf {
@@ -130,7 +120,7 @@ impl Host {
     pub(super) fn observe_sizes(&self, pod: &Pod, observed: &mut ObservedPod) {
         let cgroups = &self.shared.cgroups;
         let limits = self.shared.pod_limits(spec_of(pod));
-        let as_wanted = |found: &InForce| found.is(&limits.cpu, limits.memory, page_size());
+        let as_wanted = |found: &InForce| found.is(&limits.cpu, limits.memory, machine::page_size());
         match cgroups.pod_in_force(self.qos, self.uid()) {
             Ok(Some(found)) if as_wanted(&found) => observed.sized = Some(Allocation::of(pod)),
             // Whatever it is, it is not this.
@@ -145,7 +135,7 @@ impl Host {
             let Ok(Some(found)) = cgroups.leaf_in_force(self.qos, self.uid(), &id) else { continue };
             let limits = self.shared.leaf_limits(pod, container);
             let mut resources = container.resources().cloned().unwrap_or_default();
-            if !found.is(&limits.cpu, limits.memory, page_size()) {
+            if !found.is(&limits.cpu, limits.memory, machine::page_size()) {
                 overwrite(&mut resources, &found);
             }
             if let Some(launched) = observed.launched.get_mut(&name) {

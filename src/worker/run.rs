@@ -81,6 +81,9 @@ pub enum StartError {
     /// The configuration does not want this machine.
     #[error("failCgroupV1 is set and this machine has no unified cgroup hierarchy")]
     CgroupV1,
+    /// The configuration does not want this machine's swap.
+    #[error("failSwapOn is set and this machine has swap: turn it off, or set failSwapOn to false")]
+    Swap,
     /// The image store.
     #[error("open the image store")]
     Images(#[source] ImageError),

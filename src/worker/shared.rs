@@ -23,10 +23,11 @@ use crate::{
     api::{
         objects::Objects,
         qos::{QosClass, qos_class},
-        resources::{CPU, Resources, pod_requests},
+        quantity::Quantity,
+        resources::{CPU, MEMORY, Resources, pod_requests},
         unsupported::{Consequence, FieldIssue, unsupported},
     },
-    cgroup::{Cgroups, Layout},
+    cgroup::{Cgroups, ClassTotals, Layout},
     config::NodeConfig,
     image::{Credentials, Image, ImageConfig, ImageError, ImageStore, Mirror, RegistryConfig},
     obs::events::{Recorder, Severity},
@@ -58,6 +59,8 @@ pub struct Shared {
     pub host_ips: Vec<IpAddr>,
     /// Bytes of memory of the machine.
     pub memory: u64,
+    /// Bytes of swap of the machine.
+    pub swap: u64,
     /// What admission knows of the node.
     pub facts: NodeFacts,
     /// What is the same for all containers.
@@ -72,8 +75,8 @@ pub struct Shared {
     pulls: Semaphore,
     /// What has been said already.
     warned: Mutex<HashSet<String>>,
-    /// Sum of the requests of Burstable pods that was set last.
-    burstable: Mutex<Option<u64>>,
+    /// What the classes of pods got together last.
+    classes: Mutex<Option<ClassTotals>>,
 }
 
 /// Makes hands for pods.
@@ -99,7 +102,7 @@ impl Hosts for RealHosts {
     }
 
     fn changed(&self, pods: &[&Pod]) {
-        self.0.set_burstable(pods);
+        self.0.set_classes(pods);
     }
 
     fn allocatable(&self) -> Resources {
@@ -132,7 +135,7 @@ const SERIAL: usize = 1;
 impl Shared {
     /// Opens the stores and looks at the machine; changes nothing of it.
     pub async fn open(config: NodeConfig) -> Result<Shared, StartError> {
-        let cgroups = Cgroups::detect(&config.cgroup_root).map_err(StartError::Cgroups)?;
+        let mut cgroups = Cgroups::detect(&config.cgroup_root).map_err(StartError::Cgroups)?;
         if config.fail_cgroup_v1 && cgroups.layout() != Layout::Unified {
             return Err(StartError::CgroupV1);
         }
@@ -144,11 +147,19 @@ impl Shared {
         let host_ips = machine::addresses(&config.network.bridge);
         let memory = machine::memory();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let allocatable = Allocatable {
+        let swap = machine::swap();
+        if config.fail_swap_on && swap > 0 {
+            return Err(StartError::Swap);
+        }
+        let capacity = Allocatable {
             cpu_milli: i64::try_from(processors * 1000).unwrap_or(i64::MAX),
             memory: i64::try_from(memory).unwrap_or(i64::MAX),
             ephemeral_storage: machine::file_system_size(&config.layout.root),
         };
+        let allocatable = machine::allocatable(&config, &capacity);
+        if let Some(limits) = machine::node_limits(&config, &allocatable) {
+            cgroups.limit_pods(limits);
+        }
         let facts = machine::facts(&config, &allocatable);
         let capabilities = machine::bounding_set();
         let launch = LaunchOptions {
@@ -177,6 +188,7 @@ impl Shared {
             binary,
             host_ips,
             memory,
+            swap,
             facts,
             launch,
             huge_page_sizes: machine::huge_pages().into_iter().map(|(size, _)| size).collect(),
@@ -184,7 +196,7 @@ impl Shared {
             objects: watch::Sender::default(),
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),
-            burstable: Mutex::default(),
+            classes: Mutex::default(),
             config,
         })
     }
@@ -217,22 +229,33 @@ impl Shared {
         }
     }
 
-    /// Gives Burstable pods together the weight of their requests.
-    pub fn set_burstable(&self, pods: &[&Pod]) {
-        let burstable =
-            pods.iter().filter_map(|pod| pod.spec.as_ref()).filter(|spec| qos_class(spec) == QosClass::Burstable);
-        let milli: u64 = burstable
-            .filter_map(|spec| pod_requests(spec).get(CPU).and_then(|cpu| u64::try_from(cpu.milli()).ok()))
-            .sum();
-        let mut known = self.burstable.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known != Some(milli)
-            && (milli > 0 || known.is_some())
-            && let Err(error) = self.cgroups.update_qos(milli)
+    /// Gives the classes of pods together what their pods ask for: weight and, where requested memory is kept, memory.
+    pub fn set_classes(&self, pods: &[&Pod]) {
+        let mut totals = ClassTotals::default();
+        for spec in pods.iter().filter_map(|pod| pod.spec.as_ref()) {
+            let requested = pod_requests(spec);
+            let amount = |name: &str, of: fn(&Quantity) -> i64| {
+                requested.get(name).and_then(|amount| u64::try_from(of(amount)).ok()).unwrap_or(0)
+            };
+            let memory = if self.config.reserve_memory { amount(MEMORY, Quantity::value) } else { 0 };
+            match qos_class(spec) {
+                QosClass::Guaranteed => totals.guaranteed_memory += memory,
+                QosClass::Burstable => {
+                    totals.burstable_milli += amount(CPU, Quantity::milli);
+                    totals.burstable_memory += memory;
+                }
+                QosClass::BestEffort => {}
+            }
+        }
+        let mut known = self.classes.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != Some(totals)
+            && (totals != ClassTotals::default() || known.is_some())
+            && let Err(error) = self.cgroups.update_qos(&totals)
         {
-            tracing::warn!(%error, "set the weight of Burstable pods");
+            tracing::warn!(%error, "set what the classes of pods get together");
             return;
         }
-        *known = Some(milli);
+        *known = Some(totals);
     }
 }
 

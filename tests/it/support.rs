@@ -70,7 +70,7 @@ fn pods() -> Vec<Value> {
             "ephemeralContainers": [{"name": "debug"}],
             "hostUsers": false, "hostnameOverride": "x", "imagePullSecrets": [{"name": "x"}],
             "os": {"name": "windows"}, "readinessGates": [{"conditionType": "x"}],
-            "resourceClaims": [{"name": "x"}], "resources": {"limits": {"cpu": "1"}}, "runtimeClassName": "x",
+            "resourceClaims": [{"name": "x"}], "resources": {"claims": [{"name": "x"}]}, "runtimeClassName": "x",
             "securityContext": {
                 "appArmorProfile": {"type": "RuntimeDefault"}, "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
             },

@@ -39,7 +39,6 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
         liveness_probe: _,
         readiness_probe: _,
         startup_probe: _,
-        // Says what happens at a resize, and nothing resizes the pod of a manifest: a changed one is a new pod.
         resize_policy: _,
     } = container;
 
