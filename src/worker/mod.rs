@@ -15,6 +15,7 @@ pub mod manager;
 mod manager_tests;
 pub mod node;
 mod object_ledger;
+mod pull;
 pub mod record;
 pub mod records;
 mod recover;

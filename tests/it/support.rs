@@ -64,7 +64,7 @@ fn pods() -> Vec<Value> {
         "spec": {
             "containers": [container],
             "ephemeralContainers": [{"name": "debug"}],
-            "hostUsers": false, "hostnameOverride": "x", "imagePullSecrets": [{"name": "x"}],
+            "hostUsers": false, "hostnameOverride": "x",
             "os": {"name": "windows"}, "readinessGates": [{"conditionType": "x"}],
             "resourceClaims": [{"name": "x"}], "resources": {"limits": {"cpu": "1"}}, "runtimeClassName": "x",
             "securityContext": {
