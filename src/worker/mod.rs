@@ -29,6 +29,7 @@ pub mod shared;
 mod teardown;
 #[cfg(test)]
 mod testing;
+pub mod token;
 mod updates;
 mod volumes;
 mod watch;
