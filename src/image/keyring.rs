@@ -204,52 +204,52 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
             rest = after;
             continue;
         }
-        match (one(rest), left.split_first()) {
-            (_, None) if rest.is_empty() => return true,
-            (Some((fits, after)), Some((character, following))) if fits(*character) => {
+        if rest.is_empty() && left.is_empty() {
+            return true;
+        }
+        let next = left.split_first().and_then(|(character, following)| Some((one(rest, *character)?, following)));
+        match (next, retry) {
+            (Some(((true, after), following)), _) => (rest, left) = (after, following),
+            (_, Some((after, [_, following @ ..]))) => {
+                retry = Some((after, following));
                 (rest, left) = (after, following);
             }
-            _ => match retry {
-                Some((after, [_, following @ ..])) => {
-                    retry = Some((after, following));
-                    (rest, left) = (after, following);
-                }
-                _ => return false,
-            },
+            _ => return false,
         }
     }
 }
 
-/// What the first element of a pattern fits, and the pattern behind it; `None` at its end or where it is malformed.
-fn one(pattern: &[u8]) -> Option<(Box<dyn Fn(u8) -> bool + '_>, &[u8])> {
+/// Whether the first element of a pattern fits `character`, and the pattern behind it; `None` at its end or where it is
+/// malformed.
+fn one(pattern: &[u8], character: u8) -> Option<(bool, &[u8])> {
     match pattern {
-        [] => None,
-        [b'?', rest @ ..] => Some((Box::new(|_| true), rest)),
-        [b'\\', character, rest @ ..] => Some((Box::new(move |other| other == *character), rest)),
+        [] | [b'\\'] => None,
+        [b'?', rest @ ..] => Some((true, rest)),
+        [b'\\', literal, rest @ ..] => Some((*literal == character, rest)),
         [b'[', set @ ..] => {
-            let (negated, set) = match set.strip_prefix(b"^") {
+            let (negated, mut set) = match set.strip_prefix(b"^") {
                 Some(set) => (true, set),
                 None => (false, set),
             };
-            let end = set.iter().skip(1).position(|character| *character == b']')? + 1;
-            let (set, rest) = (&set[..end], &set[end + 1..]);
-            let within = move |other: u8| {
-                let mut set = set;
-                while let Some((low, mut following)) = set.split_first() {
-                    let mut high = low;
-                    if let [b'-', last, more @ ..] = following {
-                        (high, following) = (last, more);
+            let mut within = false;
+            loop {
+                match set {
+                    [] => return None,
+                    [low, b'-', high, more @ ..] if *high != b']' => {
+                        within |= (*low..=*high).contains(&character);
+                        set = more;
                     }
-                    if (*low..=*high).contains(&other) {
-                        return true;
+                    [low, more @ ..] => {
+                        within |= *low == character;
+                        set = more;
                     }
-                    set = following;
                 }
-                false
-            };
-            Some((Box::new(move |other| within(other) != negated), rest))
+                if let [b']', rest @ ..] = set {
+                    return Some((within != negated, rest));
+                }
+            }
         }
-        [character, rest @ ..] => Some((Box::new(move |other| other == *character), rest)),
+        [literal, rest @ ..] => Some((*literal == character, rest)),
     }
 }
 

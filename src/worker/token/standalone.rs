@@ -5,8 +5,9 @@
 //! key set beside the private one.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::ErrorKind,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -210,7 +211,7 @@ impl Issuer {
             return Ok(());
         }
         durable::write(&self.key_set_file, set.as_bytes()).map_err(TokenError::Store)?;
-        let readable = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o644));
+        let readable = Permissions::from_mode(0o644);
         fs::set_permissions(&self.key_set_file, readable).map_err(|source| {
             TokenError::Store(StoreError::Io { step: "make readable", path: self.key_set_file.clone(), source })
         })
@@ -246,8 +247,6 @@ fn random_uuid() -> Result<String, TokenError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use jsonwebtoken::{DecodingKey, Validation, jwk::JwkSet};
     use k8s_openapi::api::core::v1::Pod;
     use serde_json::Value;
