@@ -89,7 +89,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         ephemeral_containers,
         host_users,
         hostname_override,
-        image_pull_secrets,
         init_containers,
         readiness_gates,
         resource_claims,
@@ -109,6 +108,10 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         set_hostname_as_fqdn: _,
         share_process_namespace: _,
         subdomain: _,
+        // Honoured when images are pulled.
+        image_pull_secrets: _,
+        // Honoured by the environment of its containers.
+        enable_service_links: _,
         // Honoured by the pod's life cycle.
         active_deadline_seconds: _,
         restart_policy: _,
@@ -126,11 +129,11 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         scheduling_group: _,
         tolerations: _,
         topology_spread_constraints: _,
-        // Meaningful with an API server only: there are no services and no tokens without one.
-        automount_service_account_token: _,
-        enable_service_links: _,
+        // Honoured by tokens and pull secrets.
         service_account: _,
         service_account_name: _,
+        // Acted on at admission, before a pod reaches its node.
+        automount_service_account_token: _,
     } = spec;
 
     for (index, container) in init_containers.iter().flatten().enumerate() {
@@ -150,10 +153,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         "spec.hostnameOverride",
         "overriding the host name is not supported yet; hostname and setHostnameAsFQDN are",
     );
-    if any(image_pull_secrets) {
-        // As upstream does when it cannot find one: the pull goes on without and may be allowed all the same.
-        issues.warn("spec.imagePullSecrets", "secrets are not supported yet; images are pulled without these");
-    }
     issues.refuse_if(any(readiness_gates), "spec.readinessGates", "readiness gates are not supported yet");
     issues.refuse_if(any(resource_claims), "spec.resourceClaims", "resource claims are not supported yet");
     // Honoured by the pod's cgroup and by those of containers without limits of their own.
@@ -216,12 +215,18 @@ mod tests {
         json!({
             "metadata": {"name": "web", "namespace": "default", "uid": "u"},
             "spec": {
-                "hostNetwork": false, "schedulerName": "default-scheduler", "serviceAccountName": "default",
+                "hostNetwork": false, "imagePullSecrets": [{"name": "x"}], "schedulerName": "default-scheduler", "serviceAccountName": "default",
                 "activeDeadlineSeconds": 3, "tolerations": [{"operator": "Exists"}], "priorityClassName": "system-node-critical",
                 "containers": [{
                     "name": "app", "image": "busybox", "ports": [{"containerPort": 80, "hostPort": 8080}],
                     "resources": {"limits": {"cpu": "1", "memory": "64Mi", "hugepages-2Mi": "2Mi"}},
-                    "env": [{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+                    "env": [
+                        {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                        {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
+                        {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+                        {"name": "C", "valueFrom": {"fileKeyRef": {"volumeName": "scratch", "path": "p", "key": "k"}}},
+                    ],
+                    "envFrom": [{"secretRef": {"name": "x"}}, {"configMapRef": {"name": "x"}, "prefix": "P_"}],
                     "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
                     "securityContext": {"privileged": true, "appArmorProfile": {"type": "Unconfined"}},
                 }],
@@ -273,16 +278,6 @@ mod tests {
             ("/spec/containers/0/lifecycle", json!({"preStop": hook}), "spec.containers[0].lifecycle.preStop"),
             ("/spec/containers/0/lifecycle", json!({"postStart": hook}), "spec.containers[0].lifecycle.postStart"),
             (
-                "/spec/containers/0/envFrom",
-                json!([{"secretRef": {"name": "x"}}]),
-                "spec.containers[0].envFrom[0].secretRef",
-            ),
-            (
-                "/spec/containers/0/env",
-                json!([{"name": "A", "value": "1"}, {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}}]),
-                "spec.containers[0].env[1].valueFrom.configMapKeyRef",
-            ),
-            (
                 "/spec/containers/0/volumeDevices",
                 json!([{"name": "x", "devicePath": "/dev/x"}]),
                 "spec.containers[0].volumeDevices",
@@ -320,7 +315,6 @@ mod tests {
     #[test]
     fn what_the_pod_does_not_depend_on_is_only_warned_about() {
         let cases: &[(&str, Value, &str)] = &[
-            ("/spec/imagePullSecrets", json!([{"name": "x"}]), "spec.imagePullSecrets"),
             ("/spec/securityContext/windowsOptions", json!({}), "spec.securityContext.windowsOptions"),
             (
                 "/spec/containers/0/resources",

@@ -10,11 +10,13 @@ pub mod digest;
 pub mod error;
 mod fetch;
 mod index;
+pub mod keyring;
 mod layers;
 mod load;
 mod manifest;
 pub mod policy;
 mod pull;
+mod rebuild;
 pub mod reference;
 mod registry;
 mod skeleton;
@@ -29,6 +31,7 @@ pub use self::{
     config::{Credentials, ImageConfig, Mirror, Platform, RegistryConfig, RetryPolicy},
     error::{ImageError, Reason, RegistryError},
     index::Image,
+    keyring::Keyring,
     manifest::ImageRunConfig,
     policy::{Decision, PullPolicy},
     pull::{Progress, ProgressSink, Pulled},

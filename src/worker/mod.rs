@@ -4,6 +4,7 @@
 pub mod actor;
 #[cfg(test)]
 mod actor_tests;
+mod env_file;
 pub mod execute;
 pub mod handle;
 pub mod host;
@@ -13,10 +14,12 @@ pub mod manager;
 #[cfg(test)]
 mod manager_tests;
 pub mod node;
+mod object_ledger;
 mod prober;
 #[cfg(test)]
 mod prober_tests;
 mod probes;
+mod pull;
 pub mod record;
 pub mod records;
 mod recover;
@@ -30,6 +33,7 @@ pub mod shared;
 mod teardown;
 #[cfg(test)]
 mod testing;
+pub mod token;
 mod updates;
 mod volumes;
 mod watch;
