@@ -2,6 +2,7 @@
 
 use std::{fs, time::Duration};
 
+use base64::Engine as _;
 use berth_integration::{
     Agent, eventually,
     scenario::{agent, apply, container, ended, exec, exec_in, explained, full_name, log, place, ready, with},
@@ -361,4 +362,37 @@ fn what_is_immutable_stays_what_it_is() {
     let refused = || agent.ok(&["pods", "--problems"]).contains("immutable").then_some(());
     eventually("the change is refused", Duration::from_secs(10), refused);
     assert_eq!(exec_in(&agent, &name, "app", "cat /v/key"), "first");
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn a_token_says_who_the_pod_is_and_is_for_its_user_alone() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    object(&agent, "ServiceAccount", "robot", json!({}));
+    let token = |audience: &str| json!({ "path": "token", "audience": audience, "expirationSeconds": 600 });
+    let volume = |audience: &str| json!({ "name": "id", "projected": { "sources": [{ "serviceAccountToken": token(audience) }] } });
+    let user = json!({ "serviceAccountName": "robot", "securityContext": { "runAsUser": 1000 } });
+    apply(&agent, "web", with(pod(WAIT, &[volume("vault")], json!({})), user));
+    let nobody = json!({ "serviceAccountName": "nobody" });
+    apply(&agent, "nobody", with(pod(WAIT, &[volume("vault")], json!({})), nobody));
+    let name = ready(&agent, "web");
+    assert_eq!(
+        exec(&agent, &name, "cd /id; stat -c '%a %u' $(readlink -f token); stat -f -c %T ."),
+        "600 1000\ntmpfs\n"
+    );
+    let token = exec(&agent, &name, "cat /id/token");
+    let parts: Vec<&str> = token.split('.').collect();
+    assert_eq!(parts.len(), 3, "{token}");
+    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(parts[1]).expect("base64");
+    let claims: Value = serde_json::from_slice(&claims).expect("JSON");
+    assert_eq!((&claims["sub"], &claims["aud"]), (&json!("system:serviceaccount:default:robot"), &json!(["vault"])));
+    assert_eq!(claims["kubernetes.io"]["pod"]["name"], name.as_str());
+    assert_eq!(claims["exp"].as_i64().zip(claims["iat"].as_i64()).map(|(end, start)| end - start), Some(600));
+    // Without its account a pod waits, and starts when that is there.
+    agent.until("nobody", "told what is missing", |pod| {
+        pod["status"].to_string().contains("failed to fetch token: serviceaccounts \\\"nobody\\\" not found")
+    });
+    object(&agent, "ServiceAccount", "nobody", json!({}));
+    ready(&agent, "nobody");
 }

@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{Pod, Volume},
-    jiff::Timestamp,
+    jiff::{SignedDuration, Timestamp},
 };
 
 use super::{
     execute::{Host, blocking, spec_of},
     host::{ActionError, Done},
+    token::TokenRequest,
 };
 use crate::{
     api::{
@@ -20,6 +21,9 @@ use crate::{
     pod::{Outcome, observed::Written},
     volume::{self, MountedVolume, VolumeContext, VolumeInput},
 };
+
+/// How soon a token that could not be had is asked for again, beside the one that is there.
+const TOKEN_RETRY: SignedDuration = SignedDuration::from_secs(60);
 
 /// Upstream's reason of every failure here.
 const REASON: &str = "FailedMount";
@@ -43,10 +47,17 @@ impl Host {
         }
         let input = ContentInput { pod: &pod, objects: &objects, allocatable: &self.shared.launch.allocatable };
         let version = content::version(&volume, &input);
-        // A source that needs a token is refused before this.
-        let payload = content::payload(&volume, &input, &Tokens::new());
-        let payload = payload.map_err(|error| ActionError::new(REASON, &error));
-        let written = Written { content: Some(version), renew_at: None };
+        let (payload, renew_at) = match self.tokens(&pod, &volume).await {
+            Ok((tokens, renew_at)) => {
+                let payload = content::payload(&volume, &input, &tokens);
+                (payload.map_err(|error| ActionError::new(REASON, &error)), renew_at)
+            }
+            Err(error) => (Err(error), None),
+        };
+        // One that keeps what it had has old tokens, too, which are asked for again before long.
+        let again = || Timestamp::now().checked_add(TOKEN_RETRY).ok().filter(|_| content::needs_tokens(&volume));
+        let renew_at = if payload.is_ok() { renew_at } else { again() };
+        let written = Written { content: Some(version), renew_at };
         let host = self.clone();
         blocking(move || {
             match payload {
@@ -56,6 +67,23 @@ impl Host {
             Ok(Done::new(Outcome::Volume(written)))
         })
         .await
+    }
+
+    /// The tokens that go into a volume, and when the first of them has to be replaced.
+    async fn tokens(&self, pod: &Pod, volume: &Volume) -> Result<(Tokens, Option<Timestamp>), ActionError> {
+        let mut tokens = Tokens::new();
+        let mut renew_at: Option<Timestamp> = None;
+        for content::TokenRequest { source, audience, expiration_seconds } in content::token_requests(volume) {
+            let request = TokenRequest::of(pod, &audience, expiration_seconds);
+            let token = self.shared.tokens.token(request).await.map_err(|error| {
+                let error = ActionError::new(REASON, &error);
+                ActionError { message: format!("failed to fetch token: {}", error.message), ..error }
+            })?;
+            let at = content::renew_at(expiration_seconds, token.expires);
+            renew_at = Some(renew_at.map_or(at, |earlier| earlier.min(at)));
+            tokens.insert(source, token.value);
+        }
+        Ok((tokens, renew_at))
     }
 
     fn set_up_volume(

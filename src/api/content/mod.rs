@@ -120,6 +120,11 @@ pub fn has_content(volume: &Volume) -> bool {
         || volume.projected.is_some()
 }
 
+/// Whether a volume has tokens in it.
+pub fn needs_tokens(volume: &Volume) -> bool {
+    !token_requests(volume).is_empty()
+}
+
 /// The tokens a volume needs.
 pub fn token_requests(volume: &Volume) -> Vec<TokenRequest> {
     let sources = volume.projected.as_ref().and_then(|projected| projected.sources.as_deref()).unwrap_or_default();

@@ -49,7 +49,7 @@ fn check_content(volume: &Volume, path: &str, issues: &mut Issues) {
             config_map: _,
             downward_api: _,
             secret: _,
-            service_account_token,
+            service_account_token: _,
         } = source;
         let path = format!("{path}.projected.sources[{index}]");
         issues.refuse_if(
@@ -61,11 +61,6 @@ fn check_content(volume: &Volume, path: &str, issues: &mut Issues) {
             pod_certificate.is_some(),
             format!("{path}.podCertificate"),
             "certificates of pods are not supported yet",
-        );
-        issues.refuse_if(
-            service_account_token.is_some(),
-            format!("{path}.serviceAccountToken"),
-            "tokens of service accounts are not supported yet",
         );
     }
 }
