@@ -109,6 +109,8 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         set_hostname_as_fqdn: _,
         share_process_namespace: _,
         subdomain: _,
+        // Honoured by the environment of its containers.
+        enable_service_links: _,
         // Honoured by the pod's life cycle.
         active_deadline_seconds: _,
         restart_policy: _,
@@ -128,7 +130,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         topology_spread_constraints: _,
         // Meaningful with an API server only: there are no services and no tokens without one.
         automount_service_account_token: _,
-        enable_service_links: _,
         service_account: _,
         service_account_name: _,
     } = spec;
@@ -221,7 +222,13 @@ mod tests {
                 "containers": [{
                     "name": "app", "image": "busybox", "ports": [{"containerPort": 80, "hostPort": 8080}],
                     "resources": {"limits": {"cpu": "1", "memory": "64Mi", "hugepages-2Mi": "2Mi"}},
-                    "env": [{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+                    "env": [
+                        {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                        {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
+                        {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+                        {"name": "C", "valueFrom": {"fileKeyRef": {"volumeName": "scratch", "path": "p", "key": "k"}}},
+                    ],
+                    "envFrom": [{"secretRef": {"name": "x"}}, {"configMapRef": {"name": "x"}, "prefix": "P_"}],
                     "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
                     "securityContext": {"privileged": true, "appArmorProfile": {"type": "Unconfined"}},
                 }],
@@ -272,16 +279,6 @@ mod tests {
             ("/spec/securityContext/seLinuxOptions", json!({"level": "s0"}), "spec.securityContext.seLinuxOptions"),
             ("/spec/containers/0/lifecycle", json!({"preStop": hook}), "spec.containers[0].lifecycle.preStop"),
             ("/spec/containers/0/lifecycle", json!({"postStart": hook}), "spec.containers[0].lifecycle.postStart"),
-            (
-                "/spec/containers/0/envFrom",
-                json!([{"secretRef": {"name": "x"}}]),
-                "spec.containers[0].envFrom[0].secretRef",
-            ),
-            (
-                "/spec/containers/0/env",
-                json!([{"name": "A", "value": "1"}, {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}}]),
-                "spec.containers[0].env[1].valueFrom.configMapKeyRef",
-            ),
             (
                 "/spec/containers/0/volumeDevices",
                 json!([{"name": "x", "devicePath": "/dev/x"}]),

@@ -29,11 +29,12 @@ impl fmt::Display for Reason {
 
 /// A field of a pod (or of an image) that cannot be acted upon.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {message}")]
+#[error("{field}{}{message}", if field.is_empty() { "" } else { ": " })]
 pub struct ConfigError {
     /// Kubernetes reason.
     pub reason: Reason,
-    /// Path from the pod's root, `spec.containers[0].env[1].valueFrom`; `image` for the image's own configuration.
+    /// Path from the pod's root, `spec.containers[0].env[1].valueFrom`; `image` for the image's own configuration. Empty
+    /// where the message is upstream's, which says by itself what is missing and is what people look for.
     pub field: String,
     /// Upstream's words where it has some; what status.containerStatuses[].state.waiting.message shows.
     pub message: String,
@@ -44,6 +45,11 @@ impl ConfigError {
     pub fn config(field: impl Into<String>, message: impl Into<String>) -> ConfigError {
         let (field, message) = (field.into(), message.into());
         ConfigError { reason: Reason::CreateContainerConfigError, field, message }
+    }
+
+    /// Something that the pod refers to is missing; `message` names it in upstream's words.
+    pub fn missing(message: impl Into<String>) -> ConfigError {
+        ConfigError::config("", message)
     }
 
     /// The container cannot be created.

@@ -1,50 +1,92 @@
 //! The environment of a container.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{EnvVarSource, FileKeySelector, Pod},
+};
 
 use super::{
     config_error::ConfigError,
     container_ref::ContainerRef,
     downward::{self, Surroundings},
+    env_file,
     expansion::expand,
+    service_env::service_variables,
 };
+use crate::api::objects::{Objects, find};
 
 /// What is searched for executables when neither image nor pod says so.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The variables the pod's manifest gives to a container: resolved, each name once (the last one wins, in the place of
-/// the first). References in command, args and subPathExpr are looked up here, not in the image's environment.
+/// The variables the pod gives to a container: resolved, each name once (the last one wins, in the place of the first).
+/// References in command, args and subPathExpr are looked up here, not in the image's environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PodEnv(Vec<(String, String)>);
+pub struct PodEnv {
+    variables: Vec<(String, String)>,
+    /// Where each name stands in `variables`: a namespace of services makes for a long list.
+    places: BTreeMap<String, usize>,
+}
 
 impl PodEnv {
     /// The value of a variable.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.places.get(name).map(|place| self.variables[*place].1.as_str())
     }
 
+    /// Sets a variable in place, or adds it.
     fn set(&mut self, name: &str, value: String) {
-        set(&mut self.0, name, value);
+        match self.places.get(name) {
+            Some(place) => self.variables[*place].1 = value,
+            None => {
+                self.places.insert(name.to_owned(), self.variables.len());
+                self.variables.push((name.to_owned(), value));
+            }
+        }
     }
 }
 
-/// Sets a variable in place, or adds it.
-fn set(env: &mut Vec<(String, String)>, name: &str, value: String) {
-    match env.iter_mut().find(|(known, _)| known == name) {
-        Some((_, old)) => *old = value,
-        None => env.push((name.to_owned(), value)),
-    }
+/// Reads a file of a volume of the pod, given the volume's name and the path beneath its root; `Ok(None)` if there is no
+/// such file, else why it cannot be read.
+pub type ReadVolumeFile<'a> = &'a dyn Fn(&str, &Path) -> Result<Option<Vec<u8>>, String>;
+
+/// Where variables come from that are not in the pod.
+#[derive(Clone, Copy)]
+pub struct EnvSources<'a> {
+    /// ConfigMaps, Secrets and Services.
+    pub objects: &'a Objects,
+    /// Files that containers of the pod wrote.
+    pub read_file: ReadVolumeFile<'a>,
 }
 
-/// Resolves `env` of a container. A variable may refer to those before it.
-pub fn pod_env(pod: &Pod, container: ContainerRef<'_>, surroundings: &Surroundings<'_>) -> Result<PodEnv, ConfigError> {
+/// Resolves the variables of a container: those of services, over them `envFrom`, over them `env`. A variable may refer
+/// to any that were set before it.
+pub fn pod_env(
+    pod: &Pod,
+    container: ContainerRef<'_>,
+    surroundings: &Surroundings<'_>,
+    sources: &EnvSources<'_>,
+) -> Result<PodEnv, ConfigError> {
     let path = container.path();
-    if !container.env_from().is_empty() {
-        return Err(ConfigError::config(format!("{path}.envFrom"), "config maps and secrets are not supported yet"));
-    }
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    let lookup = Lookup { namespace, sources };
     let mut env = PodEnv::default();
+    // Without a word about it they are there, as an API server would have written.
+    let links = pod.spec.as_ref().and_then(|spec| spec.enable_service_links) != Some(false);
+    for (name, value) in service_variables(&sources.objects.services, namespace, links) {
+        env.set(&name, value);
+    }
+    for (index, source) in container.env_from().iter().enumerate() {
+        let prefix = source.prefix.as_deref().unwrap_or_default();
+        for (key, value) in lookup.all(source)? {
+            let field = format!("{path}.envFrom[{index}]");
+            let value = value.text().map_err(|problem| ConfigError::config(&field, format!("key {key}: {problem}")))?;
+            let name = format!("{prefix}{key}");
+            check(&name, &value, || field)?;
+            env.set(&name, value);
+        }
+    }
     for (index, variable) in container.env().iter().enumerate() {
         let field = |rest: &str| format!("{path}.env[{index}]{rest}");
         let from = variable.value_from.as_ref();
@@ -57,18 +99,134 @@ pub fn pod_env(pod: &Pod, container: ContainerRef<'_>, surroundings: &Surroundin
                     downward::resource(pod, container, surroundings, selector)
                         .map_err(|message| ConfigError::config(field(".valueFrom.resourceFieldRef"), message))?
                 } else {
-                    let message = "only fieldRef and resourceFieldRef are supported yet";
-                    return Err(ConfigError::config(field(".valueFrom"), message));
+                    match lookup.one(source)? {
+                        Some(value) => {
+                            value.text().map_err(|problem| ConfigError::config(field(".valueFrom"), problem))?
+                        }
+                        // Optional and not there: what was set before stays.
+                        None => continue,
+                    }
                 }
             }
             (value, _) => expand(value, |name| env.get(name)),
         };
-        if variable.name.is_empty() || variable.name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(ConfigError::config(field(""), "cannot be part of an environment"));
-        }
+        check(&variable.name, &value, || field(""))?;
         env.set(&variable.name, value);
     }
     Ok(env)
+}
+
+/// What the kernel's form of an environment cannot hold is refused.
+fn check(name: &str, value: &str, field: impl FnOnce() -> String) -> Result<(), ConfigError> {
+    if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+        return Err(ConfigError::config(field(), "cannot be part of an environment"));
+    }
+    Ok(())
+}
+
+/// The value of a key.
+enum Found<'o> {
+    Text(&'o str),
+    Bytes(&'o [u8]),
+    Owned(String),
+}
+
+impl Found<'_> {
+    fn text(self) -> Result<String, &'static str> {
+        match self {
+            Found::Text(text) => Ok(text.to_owned()),
+            Found::Bytes(bytes) => {
+                String::from_utf8(bytes.to_owned()).map_err(|_| "the value is not valid UTF-8 and cannot be a variable")
+            }
+            Found::Owned(text) => Ok(text),
+        }
+    }
+}
+
+/// Looks up what is not in the pod. Errors are in upstream's words, which name the object and need no field.
+struct Lookup<'a> {
+    namespace: &'a str,
+    sources: &'a EnvSources<'a>,
+}
+
+impl<'a> Lookup<'a> {
+    /// All keys of what an envFrom refers to, with their values; nothing if it is optional and not there.
+    fn all(
+        &self,
+        source: &k8s_openapi::api::core::v1::EnvFromSource,
+    ) -> Result<Vec<(&'a str, Found<'a>)>, ConfigError> {
+        let objects = self.sources.objects;
+        if let Some(reference) = &source.config_map_ref {
+            let Some(map) = find(&objects.config_maps, self.namespace, &reference.name) else {
+                return missing(reference.optional, || format!("configmap {:?} not found", reference.name))
+                    .map(|()| Vec::new());
+            };
+            let data = map.data.iter().flatten();
+            return Ok(data.map(|(key, value)| (key.as_str(), Found::Text(value))).collect());
+        }
+        let Some(reference) = &source.secret_ref else { return Ok(Vec::new()) };
+        let Some(secret) = find(&objects.secrets, self.namespace, &reference.name) else {
+            return missing(reference.optional, || format!("secret {:?} not found", reference.name))
+                .map(|()| Vec::new());
+        };
+        let data = secret.data.iter().flatten();
+        Ok(data.map(|(key, ByteString(value))| (key.as_str(), Found::Bytes(value))).collect())
+    }
+
+    /// What a valueFrom refers to; `None` if it is optional and not there.
+    fn one(&self, source: &EnvVarSource) -> Result<Option<Found<'a>>, ConfigError> {
+        let objects = self.sources.objects;
+        let namespace = self.namespace;
+        if let Some(reference) = &source.config_map_key_ref {
+            let (name, key) = (&reference.name, &reference.key);
+            let Some(map) = find(&objects.config_maps, namespace, name) else {
+                return missing(reference.optional, || format!("configmap {name:?} not found")).map(|()| None);
+            };
+            let value = map.data.as_ref().and_then(|data| data.get(key));
+            if value.is_none() {
+                missing(reference.optional, || format!("couldn't find key {key} in ConfigMap {namespace}/{name}"))?;
+            }
+            return Ok(value.map(|value| Found::Text(value)));
+        }
+        if let Some(reference) = &source.secret_key_ref {
+            let (name, key) = (&reference.name, &reference.key);
+            let Some(secret) = find(&objects.secrets, namespace, name) else {
+                return missing(reference.optional, || format!("secret {name:?} not found")).map(|()| None);
+            };
+            let value = secret.data.as_ref().and_then(|data| data.get(key));
+            if value.is_none() {
+                missing(reference.optional, || format!("couldn't find key {key} in Secret {namespace}/{name}"))?;
+            }
+            return Ok(value.map(|ByteString(value)| Found::Bytes(value)));
+        }
+        match &source.file_key_ref {
+            Some(reference) => self.in_file(reference).map(|value| value.map(Found::Owned)),
+            None => Ok(None),
+        }
+    }
+
+    fn in_file(&self, reference: &FileKeySelector) -> Result<Option<String>, ConfigError> {
+        let FileKeySelector { key, optional, path, volume_name } = reference;
+        let unusable = |problem: String| {
+            let message = format!("couldn't parse env file {path:?} of volume {volume_name:?}: {problem}");
+            ConfigError::missing(message)
+        };
+        let file = (self.sources.read_file)(volume_name, Path::new(path)).map_err(unusable)?;
+        let value = match file {
+            Some(file) => env_file::value(&file, key).map_err(|error| unusable(error.to_string()))?,
+            None if *optional == Some(true) => None,
+            None => return Err(unusable("there is no such file".to_owned())),
+        };
+        if value.is_none() {
+            missing(*optional, || format!("environment variable key {key:?} not found in file {path:?}"))?;
+        }
+        Ok(value)
+    }
+}
+
+/// Ok if what is missing is optional.
+fn missing(optional: Option<bool>, message: impl FnOnce() -> String) -> Result<(), ConfigError> {
+    if optional == Some(true) { Ok(()) } else { Err(ConfigError::missing(message())) }
 }
 
 /// The whole environment. Each source overrides those before it: PATH, TERM (with a terminal) and HOSTNAME as every
@@ -83,7 +241,7 @@ pub fn environment(image: &[String], pod: &PodEnv, hostname: &str, tty: bool) ->
     let mut places: BTreeMap<String, usize> =
         env.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect();
     let image = image.iter().filter_map(|line| line.split_once('='));
-    let pod = pod.0.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let pod = pod.variables.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     for (name, value) in image.chain(pod) {
         // An image's variable that cannot exist is left out rather than keeping the image from running.
         if name.is_empty() || name.contains('\0') || value.contains('\0') {
@@ -101,61 +259,5 @@ pub fn environment(image: &[String], pod: &PodEnv, hostname: &str, tty: bool) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-    use crate::runtime::downward::Allocatable;
-
-    fn resolve(env: Value) -> Result<PodEnv, ConfigError> {
-        let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"name": "web", "namespace": "prod"},
-            "spec": {"containers": [{"name": "app", "env": env, "resources": {"limits": {"memory": "1Mi"}}}]},
-        }))
-        .unwrap();
-        let allocatable = Allocatable::default();
-        let surroundings = Surroundings { node_name: "n", pod_ips: &[], host_ips: &[], allocatable: &allocatable };
-        pod_env(&pod, ContainerRef::find(&pod, "app").unwrap(), &surroundings)
-    }
-
-    #[test]
-    fn a_variable_sees_those_before_it() {
-        let env = resolve(json!([
-            {"name": "A", "value": "1"},
-            {"name": "B", "value": "$(A)$(C)$$(A)"},
-            {"name": "C", "value": "3"},
-            {"name": "A", "value": "$(A)2"},
-            {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-            {"name": "MEMORY", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory"}}},
-            {"name": "EMPTY"},
-        ]))
-        .unwrap();
-        let expected =
-            [("A", "12"), ("B", "1$(C)$(A)"), ("C", "3"), ("NAME", "web"), ("MEMORY", "1048576"), ("EMPTY", "")];
-        assert_eq!(env.0, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
-    }
-
-    #[test]
-    fn what_cannot_be_resolved_names_its_field() {
-        let secret = json!([{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]);
-        assert_eq!(resolve(secret).unwrap_err().field, "spec.containers[0].env[0].valueFrom");
-        let path =
-            json!([{"name": "A", "value": "1"}, {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "spec"}}}]);
-        assert_eq!(resolve(path).unwrap_err().field, "spec.containers[0].env[1].valueFrom.fieldRef.fieldPath");
-        let nul = json!([{"name": "A", "value": "a\0b"}]);
-        assert_eq!(resolve(nul).unwrap_err().field, "spec.containers[0].env[0]");
-    }
-
-    #[test]
-    fn the_pod_overrides_the_image_and_the_image_the_defaults() {
-        let pod = resolve(json!([{"name": "LANG", "value": "de"}, {"name": "NEW", "value": "1"}])).unwrap();
-        let image = ["PATH=/bin", "LANG=C", "HOSTNAME=image", "broken", "=x", "A=b=c"].map(str::to_owned);
-        let env = environment(&image, &pod, "web", true);
-        let expected =
-            [("PATH", "/bin"), ("TERM", "xterm"), ("HOSTNAME", "image"), ("LANG", "de"), ("A", "b=c"), ("NEW", "1")];
-        assert_eq!(env, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
-        let bare = environment(&[], &PodEnv::default(), "web", false);
-        let expected = [("PATH", DEFAULT_PATH), ("HOSTNAME", "web")];
-        assert_eq!(bare, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
-    }
-}
+#[path = "env_tests.rs"]
+mod tests;

@@ -1,6 +1,6 @@
 //! One attempt at a container: everything its supervisor has to know, worked out from pod, image and node.
 //!
-//! No I/O, but for what the seccomp argument does.
+//! No I/O, but for what the arguments for seccomp and files of variables do.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use super::{
     config_error::ConfigError,
     container_ref::ContainerRef,
     downward::{Allocatable, Surroundings},
-    env::{environment, pod_env},
+    env::{EnvSources, environment, pod_env},
     mounts::{AgentFiles, Surface, mounts},
     oom, process,
     security::{SeccompChoice, Security},
@@ -140,6 +140,8 @@ pub struct LaunchInput<'a> {
     pub node_name: &'a str,
     /// Paths of the pod.
     pub dirs: &'a PodDirs,
+    /// Objects and files that variables come from.
+    pub env_sources: EnvSources<'a>,
     /// The pod's volumes by name, all set up.
     pub volumes: &'a BTreeMap<String, MountedVolume>,
     /// Where its processes go.
@@ -165,7 +167,7 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
         host_ips: input.host_ips,
         allocatable: &options.allocatable,
     };
-    let own_env = pod_env(pod, container, &surroundings)?;
+    let own_env = pod_env(pod, container, &surroundings, &input.env_sources)?;
 
     let security = Security::new(pod, container, &path);
     security.check()?;

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{runtime::config_error::Reason, store::layout::Layout};
+use crate::{api::objects::Objects, runtime::config_error::Reason, store::layout::Layout};
 
 fn healthy() -> Value {
     json!({
@@ -82,6 +82,7 @@ fn launch(
         host_ips: &[Ipv4Addr::new(192, 0, 2, 1).into()],
         node_name: "node-1",
         dirs: &layout.pod("u-1", "prod", "web"),
+        env_sources: EnvSources { objects: &Objects::default(), read_file: &|_, _| Ok(None) },
         volumes: &BTreeMap::from([("data".to_owned(), volume)]),
         cgroup: CgroupPlacement { unified: Some("/sys/fs/cgroup/app".into()), ..CgroupPlacement::default() },
         options,
@@ -268,11 +269,11 @@ fn what_cannot_be_launched_says_which_field_is_the_cause() {
     );
     case("a directory that is none", json!({"workingDir": "x"}), json!({}), Create, "spec.containers[0].workingDir");
     case(
-        "a secret",
+        "a secret that is not there, which its message names",
         json!({"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}),
         json!({}),
         Config,
-        "spec.containers[0].env[0].valueFrom",
+        "",
     );
     case(
         "last words over the root",

@@ -5,6 +5,7 @@ pub mod capabilities;
 pub mod client;
 pub mod config_error;
 pub mod env;
+pub mod env_file;
 pub mod expansion;
 pub mod launch;
 pub mod limits;
@@ -14,6 +15,7 @@ pub mod process;
 pub mod sandbox;
 pub mod seccomp;
 pub mod security;
+pub mod service_env;
 pub mod spawn;
 pub mod sysctls;
 

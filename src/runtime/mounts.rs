@@ -262,9 +262,12 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::runtime::{
-        downward::{Allocatable, Surroundings},
-        env::pod_env,
+    use crate::{
+        api::objects::Objects,
+        runtime::{
+            downward::{Allocatable, Surroundings},
+            env::{EnvSources, pod_env},
+        },
     };
 
     fn surface() -> Surface {
@@ -279,7 +282,8 @@ mod tests {
         let app = ContainerRef::find(&pod, "app").unwrap();
         let allocatable = Allocatable::default();
         let surroundings = Surroundings { node_name: "", pod_ips: &[], host_ips: &[], allocatable: &allocatable };
-        let env = pod_env(&pod, app, &surroundings).unwrap();
+        let sources = EnvSources { objects: &Objects::default(), read_file: &|_, _| Ok(None) };
+        let env = pod_env(&pod, app, &surroundings, &sources).unwrap();
         let volume = |path: &str, readonly| MountedVolume { host_path: path.into(), readonly };
         let volumes = BTreeMap::from([
             ("data".to_owned(), volume("/v/data", false)),

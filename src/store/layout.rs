@@ -29,6 +29,11 @@ impl Layout {
         self.root.join("events.jsonl")
     }
 
+    /// What pods refer to, as it was last in use.
+    pub fn objects_file(&self) -> PathBuf {
+        self.root.join("objects.json")
+    }
+
     /// The socket of the local HTTP API.
     pub fn api_socket(&self) -> PathBuf {
         self.run.join("berth.sock")

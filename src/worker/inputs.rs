@@ -8,7 +8,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::{execute::spec_of, host::ActionError, machine, shared::Shared};
+use super::{env_file, execute::spec_of, host::ActionError, machine, shared::Shared};
 use crate::{
     api::qos::QosClass,
     cgroup::{LeafLimits, PodLimits},
@@ -20,6 +20,7 @@ use crate::{
     runtime::{
         config_error::ConfigError,
         container_ref::ContainerRef,
+        env::EnvSources,
         launch::{ImageFacts, LaunchInput, launch_spec},
         limits::{LimitOptions, leaf_limits, pod_limits},
         sandbox::{SandboxInput, sandbox_spec},
@@ -120,6 +121,11 @@ impl Shared {
             stop_signal: image.config.stop_signal.clone(),
             layers: image.layers.clone(),
         };
+        let objects = self.objects.borrow().clone();
+        let read_file = |volume: &str, path: &Path| match attempt.volumes.get(volume) {
+            Some(volume) => env_file::read(&volume.host_path, path).map_err(|error| error.to_string()),
+            None => Err("the volume is not set up".to_owned()),
+        };
         let mut spec = launch_spec(&LaunchInput {
             pod,
             container: attempt.container,
@@ -131,6 +137,7 @@ impl Shared {
             host_ips: &self.host_ips,
             node_name: &self.config.node_name,
             dirs,
+            env_sources: EnvSources { objects: &objects, read_file: &read_file },
             volumes: attempt.volumes,
             cgroup: CgroupPlacement::default(),
             options: &self.launch,

@@ -4,6 +4,7 @@
 pub mod actor;
 #[cfg(test)]
 mod actor_tests;
+mod env_file;
 pub mod execute;
 pub mod handle;
 pub mod host;
@@ -13,6 +14,7 @@ pub mod manager;
 #[cfg(test)]
 mod manager_tests;
 pub mod node;
+mod object_ledger;
 mod prober;
 #[cfg(test)]
 mod prober_tests;

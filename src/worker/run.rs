@@ -10,14 +10,17 @@ use std::{
 
 use futures_util::future::join_all;
 use k8s_openapi::jiff::SignedDuration;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+};
 use tracing::{info, warn};
 
 use super::{
     machine,
     manager::{Entries, Manager, Update},
     node::RunningNode,
-    recover, ruleset,
+    object_ledger, recover, ruleset,
     shared::{RealHosts, Shared},
 };
 use crate::{
@@ -108,7 +111,9 @@ pub struct Agent {
     sources: Vec<Updates>,
     problems: watch::Sender<Vec<ManifestProblem>>,
     /// What pods refer to, as it was put together last.
-    objects: DesiredObjects,
+    objects: watch::Sender<Arc<DesiredObjects>>,
+    /// What of it has changed is written down by this task.
+    keeper: JoinHandle<()>,
     updates: mpsc::Receiver<Update>,
     /// Pods of the ledger that are left alone.
     unreadable: Vec<ManifestProblem>,
@@ -202,6 +207,22 @@ impl Agent {
                 message: format!("the pod of this record is left alone: {message}"),
             });
         }
+        // Before the pods that refer to them are taken up.
+        let objects_file = shared.config.layout.objects_file();
+        let objects = match object_ledger::read(&objects_file) {
+            Ok(objects) => objects,
+            Err(error) => {
+                let message = format!("pods see no objects but those that manifests hold now: {}", Chain(&error));
+                warn!("{message}");
+                let source = format!("ledger:{}", objects_file.display());
+                unreadable.push(ManifestProblem { source, document: None, pod: None, warning: false, message });
+                DesiredObjects::default()
+            }
+        };
+        shared.objects.send_replace(Arc::new(objects.snapshot()));
+        let (objects, latest_objects) = watch::channel(Arc::new(objects));
+        let keeper = tokio::spawn(object_ledger::keep(objects_file, latest_objects));
+
         let records = ledger.records.iter().cloned();
         let recovered = join_all(records.map(|record| recover::recover(shared.clone(), record, &crash_loop))).await;
         let sweeping = shared.clone();
@@ -223,7 +244,8 @@ impl Agent {
             manager,
             sources,
             problems,
-            objects: DesiredObjects::default(),
+            objects,
+            keeper,
             updates,
             unreadable,
             node,
@@ -284,6 +306,11 @@ impl Agent {
             }
             tidy_at = Some(tokio::time::Instant::now() + SETTLED);
         }
+        // The last change is written down when nobody can make another.
+        drop(self.objects);
+        if let Err(error) = self.keeper.await {
+            warn!(%error, "what pods refer to was not written down");
+        }
         // Before our own table is removed on purpose.
         ruleset.abort();
         let _ = ruleset.await;
@@ -307,9 +334,10 @@ impl Agent {
         let complete = !latest.is_empty() && latest.iter().all(Option::is_some);
         let updates: Vec<_> = latest.into_iter().flatten().collect();
         // First of all, so that a pod finds what it refers to.
-        self.publish_objects(merge_objects(&updates, complete, &self.objects));
+        let objects = Arc::new(merge_objects(&updates, complete, &self.objects.borrow()));
+        self.publish_objects(&objects);
         let mut desired = desired::merge(&updates, &self.manager.uids());
-        desired.problems.extend(self.objects.problems.iter().cloned());
+        desired.problems.extend(objects.problems.iter().cloned());
         desired.problems.extend(self.unreadable.iter().cloned());
         let not_followed = self.manager.reconcile(&desired, complete, seen);
         desired.problems.extend(not_followed);
@@ -327,8 +355,16 @@ impl Agent {
 }
 
 impl Agent {
-    fn publish_objects(&mut self, merged: DesiredObjects) {
-        if !merged.is_same(&self.objects) {
+    /// Makes the objects what pods see from now on.
+    fn publish_objects(&self, merged: &Arc<DesiredObjects>) {
+        let changed = self.objects.send_if_modified(|objects| {
+            let changed = !objects.is_same(merged);
+            if changed {
+                objects.clone_from(merged);
+            }
+            changed
+        });
+        if changed {
             let snapshot = merged.snapshot();
             self.shared.objects.send_if_modified(|objects| {
                 let changed = !objects.is_same(&snapshot);
@@ -338,7 +374,6 @@ impl Agent {
                 changed
             });
         }
-        self.objects = merged;
     }
 }
 

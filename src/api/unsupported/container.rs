@@ -42,11 +42,12 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
         resize_policy: _,
     } = container;
 
-    for (index, variable) in env.iter().flatten().enumerate() {
-        check_variable(variable, &format!("{path}.env[{index}]"), issues);
+    for variable in env.iter().flatten() {
+        check_variable(variable);
     }
-    for (index, source) in env_from.iter().flatten().enumerate() {
-        check_env_from(source, &format!("{path}.envFrom[{index}]"), issues);
+    for source in env_from.iter().flatten() {
+        // Every field is honoured.
+        let EnvFromSource { config_map_ref: _, prefix: _, secret_ref: _ } = source;
     }
     if let Some(lifecycle) = lifecycle {
         check_lifecycle(lifecycle, path, issues);
@@ -82,28 +83,12 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
     }
 }
 
-fn check_variable(variable: &EnvVar, path: &str, issues: &mut Issues) {
+/// Every source of a variable is honoured.
+fn check_variable(variable: &EnvVar) {
     let EnvVar { name: _, value: _, value_from } = variable;
     let Some(source) = value_from else { return };
-    let EnvVarSource { config_map_key_ref, file_key_ref, secret_key_ref, field_ref: _, resource_field_ref: _ } = source;
-    let path = format!("{path}.valueFrom");
-    issues.refuse_if(
-        config_map_key_ref.is_some(),
-        format!("{path}.configMapKeyRef"),
-        "config maps are not supported yet",
-    );
-    issues.refuse_if(
-        file_key_ref.is_some(),
-        format!("{path}.fileKeyRef"),
-        "variables from files are not supported yet",
-    );
-    issues.refuse_if(secret_key_ref.is_some(), format!("{path}.secretKeyRef"), "secrets are not supported yet");
-}
-
-fn check_env_from(source: &EnvFromSource, path: &str, issues: &mut Issues) {
-    let EnvFromSource { config_map_ref, prefix: _, secret_ref } = source;
-    issues.refuse_if(config_map_ref.is_some(), format!("{path}.configMapRef"), "config maps are not supported yet");
-    issues.refuse_if(secret_ref.is_some(), format!("{path}.secretRef"), "secrets are not supported yet");
+    let EnvVarSource { config_map_key_ref: _, field_ref: _, file_key_ref: _, resource_field_ref: _, secret_key_ref: _ } =
+        source;
 }
 
 fn check_lifecycle(lifecycle: &Lifecycle, path: &str, issues: &mut Issues) {

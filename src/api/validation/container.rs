@@ -76,7 +76,8 @@ pub(super) fn validate(
     let policy = container.termination_message_policy.as_deref();
     errors.one_of(&format!("{path}.terminationMessagePolicy"), policy, &["File", "FallbackToLogsOnError"]);
     ports(path, container.ports.as_deref().unwrap_or_default(), errors);
-    env::validate(&format!("{path}.env"), container.env.as_deref().unwrap_or_default(), errors);
+    let own_volumes = spec.volumes.as_deref().unwrap_or_default();
+    env::validate(&format!("{path}.env"), container.env.as_deref().unwrap_or_default(), own_volumes, errors);
     env::validate_from(&format!("{path}.envFrom"), container.env_from.as_deref().unwrap_or_default(), errors);
     mounts::validate(path, container, volumes, errors);
     let policy = container.image_pull_policy.as_deref();

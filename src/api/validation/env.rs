@@ -1,9 +1,11 @@
 //! Environment variables.
 
-use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, EnvVarSource, ObjectFieldSelector, ResourceFieldSelector};
+use k8s_openapi::api::core::v1::{
+    EnvFromSource, EnvVar, EnvVarSource, FileKeySelector, ObjectFieldSelector, ResourceFieldSelector, Volume,
+};
 
 use super::{Errors, FieldError, names};
-use crate::api::quantity::Quantity;
+use crate::api::{quantity::Quantity, unsupported::volume_kind};
 
 const FIELDS: [&str; 9] = [
     "metadata.name",
@@ -26,7 +28,7 @@ const RESOURCES: [&str; 6] = [
     "requests.memory",
 ];
 
-pub(super) fn validate(path: &str, variables: &[EnvVar], errors: &mut Errors) {
+pub(super) fn validate(path: &str, variables: &[EnvVar], volumes: &[Volume], errors: &mut Errors) {
     for (index, variable) in variables.iter().enumerate() {
         let path = format!("{path}[{index}]");
         if variable.name.is_empty() {
@@ -36,12 +38,12 @@ pub(super) fn validate(path: &str, variables: &[EnvVar], errors: &mut Errors) {
         }
         if let Some(source) = &variable.value_from {
             let has_value = variable.value.as_deref().is_some_and(|value| !value.is_empty());
-            value_from(&format!("{path}.valueFrom"), source, has_value, errors);
+            value_from(&format!("{path}.valueFrom"), source, has_value, volumes, errors);
         }
     }
 }
 
-fn value_from(path: &str, source: &EnvVarSource, has_value: bool, errors: &mut Errors) {
+fn value_from(path: &str, source: &EnvVarSource, has_value: bool, volumes: &[Volume], errors: &mut Errors) {
     let mut sources = 0;
     if let Some(field) = &source.field_ref {
         sources += 1;
@@ -71,15 +73,7 @@ fn value_from(path: &str, source: &EnvVarSource, has_value: bool, errors: &mut E
     }
     if let Some(reference) = &source.file_key_ref {
         sources += 1;
-        let path = format!("{path}.fileKeyRef");
-        for (field, value) in
-            [("key", &reference.key), ("path", &reference.path), ("volumeName", &reference.volume_name)]
-        {
-            if value.is_empty() {
-                errors.push(FieldError::required(format!("{path}.{field}")));
-            }
-        }
-        errors.check(&format!("{path}.path"), &reference.path, names::descending_path(&reference.path));
+        file_key_ref(&format!("{path}.fileKeyRef"), reference, volumes, errors);
     }
     let mut invalid = |detail: &str| errors.push(FieldError::invalid(path, "", detail));
     match sources {
@@ -89,6 +83,31 @@ fn value_from(path: &str, source: &EnvVarSource, has_value: bool, errors: &mut E
         _ if has_value => invalid("may not be specified when `value` is not empty"),
         1 => {}
         _ => invalid("may not have more than one field specified at a time"),
+    }
+}
+
+/// KEP-3721: a file in a volume that is the pod's own.
+fn file_key_ref(path: &str, reference: &FileKeySelector, volumes: &[Volume], errors: &mut Errors) {
+    let FileKeySelector { key, path: file, volume_name, optional: _ } = reference;
+    for (field, value) in [("key", key), ("path", file), ("volumeName", volume_name)] {
+        if value.is_empty() {
+            errors.push(FieldError::required(format!("{path}.{field}")));
+        }
+    }
+    if !key.is_empty() {
+        errors.check(&format!("{path}.key"), key, names::env_name(key));
+    }
+    errors.check(&format!("{path}.path"), file, names::descending_path(file));
+    if volume_name.is_empty() {
+        return;
+    }
+    match volumes.iter().find(|volume| volume.name == *volume_name) {
+        None => errors.push(FieldError::not_found(format!("{path}.volumeName"), volume_name)),
+        Some(volume) if volume_kind(volume).0 != "emptyDir" => {
+            let detail = "referenced volume must be of type emptyDir";
+            errors.push(FieldError::invalid(format!("{path}.volumeName"), volume_name, detail));
+        }
+        Some(_) => {}
     }
 }
 

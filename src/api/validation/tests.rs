@@ -170,6 +170,30 @@ fn containers_are_checked_field_by_field() {
 }
 
 #[test]
+fn a_file_of_variables_is_in_a_volume_of_the_pods_own() {
+    let variable = |volume: &str, path: &str, key: &str| {
+        let reference = json!({"volumeName": volume, "path": path, "key": key});
+        json!({"name": "X", "valueFrom": {"fileKeyRef": reference}})
+    };
+    let case = |value: Value, expected: &str| {
+        let expected = format!("spec.containers[0].env[2].valueFrom.fileKeyRef.{expected}");
+        broken("/spec/containers/0/env/2", value, &expected);
+    };
+    case(variable("none", "a", "K"), r#"volumeName: Not found: "none""#);
+    case(
+        variable("data", "a", "K"),
+        r#"volumeName: Invalid value: "data": referenced volume must be of type emptyDir"#,
+    );
+    case(variable("tmp", "", "K"), "path: Required value");
+    case(variable("tmp", "a/../b", "K"), r#"path: Invalid value: "a/../b": must not contain '..'"#);
+    case(variable("tmp", "a", ""), "key: Required value");
+    case(variable("tmp", "a", "K="), r#"key: Invalid value: "K=": a valid environment variable name"#);
+    let mut pod = healthy();
+    pod["spec"]["containers"][0]["env"].as_array_mut().unwrap().push(variable("tmp", "a/b", "K"));
+    assert_eq!(errors(pod), Vec::<String>::new());
+}
+
+#[test]
 fn resources_are_checked() {
     let case = |pointer: &str, value: Value, expected: &str| {
         broken(
