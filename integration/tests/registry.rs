@@ -162,6 +162,57 @@ fn a_registry_that_wants_a_password_gets_it_and_nobody_else_does() {
     agent.ready("web");
 }
 
+/// A pull secret of the entries of `auths`.
+fn pull_secret(name: &str, auths: Value) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name }, "type": "kubernetes.io/dockerconfigjson",
+            "stringData": { ".dockerconfigjson": json!({ "auths": auths }).to_string() } })
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn a_pod_brings_its_own_credentials() {
+    let place = place();
+    let registry = Registry::start(&place, 5000, true);
+    for image in ["own", "account", "late", "other"] {
+        registry.push("busybox:1", &format!("{image}/busybox:1"), "");
+    }
+    let with = |name: &str, fields: Value| {
+        let mut pod: Value =
+            serde_json::from_str(&pod(name, &registry.reference(&format!("{name}/busybox:1")), None)).expect("JSON");
+        for (field, value) in fields.as_object().expect("an object") {
+            pod["spec"][field] = value.clone();
+        }
+        pod
+    };
+    let agent = agent(&place, &[]);
+    let good = json!({ "username": "user", "password": "secret" });
+    let wrong = json!({ "auth": "dXNlcjpzZWNyZXRseSB3cm9uZw==" });
+    // The most specific credentials are wrong; the next ones are tried.
+    let both = json!({ "127.0.0.1:5000/own": wrong, "http://127.0.0.1:5000/v2/": good, "127.0.0.1:5001": wrong });
+    let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "robot" },
+                          "imagePullSecrets": [{ "name": "works" }] });
+    let items = json!([
+        with("own", json!({ "imagePullSecrets": [{ "name": "both" }] })),
+        with("account", json!({ "serviceAccountName": "robot" })),
+        with("other", json!({ "imagePullSecrets": [{ "name": "elsewhere" }] })),
+        with("late", json!({ "imagePullSecrets": [{ "name": "late" }] })),
+        account,
+        pull_secret("both", both),
+        pull_secret("works", json!({ "127.0.0.1:5000": good })),
+        pull_secret("elsewhere", json!({ "127.0.0.1:5000/own": good })),
+    ]);
+    agent.apply("all.json", &json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string());
+    agent.ready("own");
+    agent.ready("account");
+    agent.until("other", "refused", |pod| pod["status"].to_string().contains("unauthorized"));
+    agent.until("late", "refused", |pod| pod["status"].to_string().contains("unauthorized"));
+    agent.apply("late.json", &pull_secret("late", json!({ "127.0.0.1:5000": good })).to_string());
+    agent.ready("late");
+    for text in ["secretly wrong", "\"secret\""] {
+        assert!(!agent.log().contains(text), "a password is in the log");
+    }
+}
+
 #[test]
 #[ignore = "rootful: run by make test with --include-ignored"]
 fn pull_policies_decide_whether_the_registry_is_asked() {

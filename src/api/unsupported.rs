@@ -89,7 +89,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         ephemeral_containers,
         host_users,
         hostname_override,
-        image_pull_secrets,
         init_containers,
         readiness_gates,
         resource_claims,
@@ -109,6 +108,8 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         set_hostname_as_fqdn: _,
         share_process_namespace: _,
         subdomain: _,
+        // Honoured when images are pulled.
+        image_pull_secrets: _,
         // Honoured by the environment of its containers.
         enable_service_links: _,
         // Honoured by the pod's life cycle.
@@ -151,10 +152,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         "spec.hostnameOverride",
         "overriding the host name is not supported yet; hostname and setHostnameAsFQDN are",
     );
-    if any(image_pull_secrets) {
-        // As upstream does when it cannot find one: the pull goes on without and may be allowed all the same.
-        issues.warn("spec.imagePullSecrets", "secrets are not supported yet; images are pulled without these");
-    }
     issues.refuse_if(any(readiness_gates), "spec.readinessGates", "readiness gates are not supported yet");
     issues.refuse_if(any(resource_claims), "spec.resourceClaims", "resource claims are not supported yet");
     // Honoured by the pod's cgroup and by those of containers without limits of their own.
@@ -217,7 +214,7 @@ mod tests {
         json!({
             "metadata": {"name": "web", "namespace": "default", "uid": "u"},
             "spec": {
-                "hostNetwork": false, "schedulerName": "default-scheduler", "serviceAccountName": "default",
+                "hostNetwork": false, "imagePullSecrets": [{"name": "x"}], "schedulerName": "default-scheduler", "serviceAccountName": "default",
                 "activeDeadlineSeconds": 3, "tolerations": [{"operator": "Exists"}], "priorityClassName": "system-node-critical",
                 "containers": [{
                     "name": "app", "image": "busybox", "ports": [{"containerPort": 80, "hostPort": 8080}],
@@ -317,7 +314,6 @@ mod tests {
     #[test]
     fn what_the_pod_does_not_depend_on_is_only_warned_about() {
         let cases: &[(&str, Value, &str)] = &[
-            ("/spec/imagePullSecrets", json!([{"name": "x"}]), "spec.imagePullSecrets"),
             ("/spec/securityContext/windowsOptions", json!({}), "spec.securityContext.windowsOptions"),
             (
                 "/spec/containers/0/resources",

@@ -10,6 +10,7 @@ pub mod digest;
 pub mod error;
 mod fetch;
 mod index;
+pub mod keyring;
 mod layers;
 mod load;
 mod manifest;
@@ -29,6 +30,7 @@ pub use self::{
     config::{Credentials, ImageConfig, Mirror, Platform, RegistryConfig, RetryPolicy},
     error::{ImageError, Reason, RegistryError},
     index::Image,
+    keyring::Keyring,
     manifest::ImageRunConfig,
     policy::{Decision, PullPolicy},
     pull::{Progress, ProgressSink, Pulled},

@@ -173,11 +173,12 @@ mod tests {
 
     #[test]
     fn a_field_that_is_not_honoured_and_not_needed_is_a_warning() {
-        let text = pod("a", "x:1").replace("spec: {", "spec: {imagePullSecrets: [{name: s}], hostUsers: false, ");
+        let text =
+            pod("a", "x:1").replace("spec: {", "spec: {securityContext: {windowsOptions: {}}, hostUsers: false, ");
         let content = read(&Content::default(), &text, 1);
         let problem = &content.problems[0];
         assert_eq!((content.pods.len(), content.problems.len(), content.unusable), (1, 1, false));
-        assert!(problem.warning && problem.message.starts_with("spec.imagePullSecrets: "), "{problem:?}");
+        assert!(problem.warning && problem.message.starts_with("spec.securityContext.windowsOptions: "), "{problem:?}");
     }
 
     #[test]

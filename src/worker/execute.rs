@@ -288,7 +288,7 @@ impl Host {
             }
             _ => {
                 self.happened(pod, happening::pulling(container.name(), image));
-                let pulled = self.shared.pull(image).await.map_err(refused)?;
+                let pulled = self.shared.pull_for(pod, image).await?;
                 let Pulled { took, waited, .. } = pulled;
                 self.happened(pod, happening::pulled(container.name(), image, took, waited, pulled.image.size));
                 pulled.image

@@ -19,6 +19,7 @@ mod prober;
 #[cfg(test)]
 mod prober_tests;
 mod probes;
+mod pull;
 pub mod record;
 pub mod records;
 mod recover;

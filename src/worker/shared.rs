@@ -201,13 +201,13 @@ impl Shared {
         })
     }
 
-    /// Pulls an image, as many at a time as configured.
-    pub async fn pull(&self, reference: &str) -> Result<Pulled, ImageError> {
+    /// Pulls an image, as many at a time as configured; with the node's own credentials if none are given.
+    pub async fn pull(&self, reference: &str, credentials: Option<Credentials>) -> Result<Pulled, ImageError> {
         let asked = Instant::now();
         // Closed never; an error would only mean that nobody counts.
         let _permit = self.pulls.acquire().await.ok();
         let begun = Instant::now();
-        let image = self.images.pull(reference, None, None).await?.image;
+        let image = self.images.pull(reference, credentials, None).await?.image;
         Ok(Pulled { image, took: begun.elapsed(), waited: asked.elapsed() })
     }
 

@@ -62,7 +62,7 @@ fn pods() -> Vec<Value> {
         "spec": {
             "containers": [container],
             "ephemeralContainers": [{"name": "debug"}],
-            "hostUsers": false, "hostnameOverride": "x", "imagePullSecrets": [{"name": "x"}],
+            "hostUsers": false, "hostnameOverride": "x",
             "os": {"name": "windows"}, "readinessGates": [{"conditionType": "x"}],
             "resourceClaims": [{"name": "x"}], "resources": {"claims": [{"name": "x"}]}, "runtimeClassName": "x",
             "securityContext": {
