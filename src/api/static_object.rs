@@ -5,7 +5,7 @@ use std::sync::Arc;
 use md5::{Digest, Md5};
 
 use super::{
-    object::Object,
+    object::{Object, ObjectKey},
     object_defaults::set_object_defaults,
     validation::{FieldError, validate_object},
 };
@@ -28,7 +28,7 @@ pub fn static_object(written: Object) -> Result<Object, Vec<FieldError>> {
         metadata.namespace.get_or_insert_with(|| "default".to_owned());
     }
     if object.metadata().uid.as_ref().is_none_or(String::is_empty) {
-        let uid = uid(&object.key().to_string());
+        let uid = static_uid(&object.key());
         object.metadata_mut().uid = Some(uid);
     }
     set_object_defaults(&mut object);
@@ -50,9 +50,9 @@ fn clear_status(object: &mut Object) {
     }
 }
 
-/// A UUID (version 3, from a name) that is always the same for the same name.
-fn uid(name: &str) -> String {
-    let mut bytes: [u8; 16] = Md5::digest(format!("berth.static-object:{name}")).into();
+/// The UID of an object whose manifest brings none: a UUID (version 3, from a name), always the same for the same key.
+pub fn static_uid(key: &ObjectKey) -> String {
+    let mut bytes: [u8; 16] = Md5::digest(format!("berth.static-object:{key}")).into();
     bytes[6] = bytes[6] & 0x0f | 0x30;
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();

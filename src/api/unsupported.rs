@@ -129,10 +129,11 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         scheduling_group: _,
         tolerations: _,
         topology_spread_constraints: _,
-        // Meaningful with an API server only: there are no services and no tokens without one.
-        automount_service_account_token: _,
+        // Honoured by tokens and pull secrets.
         service_account: _,
         service_account_name: _,
+        // Acted on at admission, before a pod reaches its node.
+        automount_service_account_token: _,
     } = spec;
 
     for (index, container) in init_containers.iter().flatten().enumerate() {

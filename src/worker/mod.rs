@@ -33,6 +33,7 @@ pub mod shared;
 mod teardown;
 #[cfg(test)]
 mod testing;
+pub mod token;
 mod updates;
 mod volumes;
 mod watch;

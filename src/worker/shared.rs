@@ -18,6 +18,7 @@ use super::{
     manager::Hosts,
     record::PodRecord,
     run::StartError,
+    token::{TokenSource, standalone::StandaloneTokens},
 };
 use crate::{
     api::{
@@ -71,6 +72,8 @@ pub struct Shared {
     pub events: Recorder,
     /// The objects pods refer to; the sending half fills it.
     pub objects: watch::Sender<Arc<Objects>>,
+    /// Tokens of service accounts.
+    pub tokens: Arc<dyn TokenSource>,
     /// Pulls that may go on at once.
     pulls: Semaphore,
     /// What has been said already.
@@ -181,6 +184,9 @@ impl Shared {
             (true, _) => SERIAL,
             (false, limit) => limit.map_or(Semaphore::MAX_PERMITS, |limit| limit.max(1) as usize),
         };
+        let objects = watch::Sender::default();
+        let tokens =
+            StandaloneTokens::new(&config.layout.root, &config.cluster_domain, &config.node_name, objects.subscribe());
         Ok(Shared {
             cgroups,
             images,
@@ -193,7 +199,8 @@ impl Shared {
             launch,
             huge_page_sizes: machine::huge_pages().into_iter().map(|(size, _)| size).collect(),
             events: Recorder::new(config.events.kept),
-            objects: watch::Sender::default(),
+            tokens: Arc::new(tokens),
+            objects,
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),
             classes: Mutex::default(),
