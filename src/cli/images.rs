@@ -171,12 +171,18 @@ pub async fn load(client: &Client, args: &LoadArgs) -> Result<(), Failed> {
     let path = client::path("/v1/images/load", &query);
     let images: Vec<ImageView> = client.call(Method::POST, &path, body).await?;
     match args.output {
-        Output::Table | Output::Wide => {
-            let names = images.iter().map(|image| image.repo_tags.first().unwrap_or(&image.id));
-            print(&names.map(|name| format!("{name}\n")).collect::<String>())
-        }
+        Output::Table | Output::Wide => print(&loaded_names(&images)),
         output => show(output, &images, |_| String::new()),
     }
+}
+
+/// Every name that something was loaded by, one to a line; the id of what has none.
+fn loaded_names(images: &[ImageView]) -> String {
+    let names = images.iter().flat_map(|image| match image.repo_tags.as_slice() {
+        [] => std::slice::from_ref(&image.id),
+        tags => tags,
+    });
+    names.map(|name| format!("{name}\n")).collect()
 }
 
 /// Standard input as a body; read on a thread of its own, as it may never end.
@@ -263,6 +269,14 @@ a@sha256:2                    111111111111   1.4MiB   yes      a@sha256:2
 "
         );
         assert_eq!(image_table(&[], false), "No images.\n");
+    }
+
+    #[test]
+    fn every_name_of_what_was_loaded_is_printed() {
+        let mut image = testing::image();
+        image.repo_tags = vec!["a:1".to_owned(), "b:1".to_owned()];
+        let nameless = ImageView { repo_tags: Vec::new(), id: "sha256:2".to_owned(), ..testing::image() };
+        assert_eq!(loaded_names(&[image, nameless]), "a:1\nb:1\nsha256:2\n");
     }
 
     #[test]

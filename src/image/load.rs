@@ -45,8 +45,8 @@ impl ImageStore {
     /// Loads every image of an OCI layout (directory or tar) or docker-archive (`docker save`; also unpacked) at `path`;
     /// a tar may be compressed with gzip or zstd. `name` names the image instead of what the archive says, if it has one.
     ///
-    /// An image without any name is loaded too; it is known by its id. Of the names of what is returned, those that it
-    /// was loaded by come first.
+    /// An image without any name is loaded too; it is known by its id. The tags of what is returned are those that it was
+    /// loaded by, in the order of the archive.
     pub async fn load(&self, path: &Path, name: Option<&str>) -> Result<Vec<Arc<Image>>, ImageError> {
         let name = name.map(ImageReference::parse).transpose()?;
         let (inner, path) = (Arc::clone(&self.inner), path.to_owned());
@@ -116,7 +116,8 @@ impl Inner {
         let inner = Arc::clone(self);
         let mut image = Arc::unwrap_or_clone(blocking(&archive.name, move || inner.add(new)).await?);
         // The same image may have been there under other names.
-        image.repo_tags.sort_by_key(|tag| !names.contains(tag));
+        image.repo_tags.retain(|tag| names.contains(tag));
+        image.repo_tags.sort_by_key(|tag| names.iter().position(|name| name == tag));
         Ok(Arc::new(image))
     }
 }

@@ -16,6 +16,7 @@ mod load;
 mod manifest;
 pub mod policy;
 mod pull;
+mod rebuild;
 pub mod reference;
 mod registry;
 mod skeleton;

@@ -20,6 +20,7 @@ use super::{
     layers::{LayerStore, make_private},
     manifest::Config,
     pull::{LayerFetches, Pulls},
+    rebuild::rebuild,
     reference::ImageReference,
     registry::Registry,
     skeleton::skeleton,
@@ -139,7 +140,8 @@ impl ImageStore {
     /// Opens or makes the store in `root` (`<agent root>/images`), which must be on one local file system.
     ///
     /// Leftovers of an interrupted run are removed in the background. An image that lacks a layer or its configuration
-    /// is dropped with a warning (it will be pulled again); so is an index that cannot be read.
+    /// is dropped with a warning (it will be pulled again). An index that cannot be read, or is not there, is made again
+    /// from the rest of the store: its images have lost their names, and keep their layers.
     pub async fn open(root: &Path, config: ImageConfig) -> Result<ImageStore, ImageError> {
         let root = root.to_owned();
         let subject = root.display().to_string();
@@ -222,7 +224,17 @@ impl Inner {
         }
         let (layers, mut leftovers) = LayerStore::open(root.join("layers"))?;
         leftovers.extend(spools(&root)?);
-        let index = read_index(&root, &layers)?;
+        let index = match read_index(&root, &layers)? {
+            Some(index) => index,
+            None => {
+                let index = rebuild(&root, &layers, &config)?;
+                let images = index.list().count();
+                if images > 0 {
+                    tracing::warn!(images, "there is no image index: the images that are here have no names");
+                }
+                index
+            }
+        };
         let permits = config.max_parallel_layers.clamp(1, Semaphore::MAX_PERMITS);
         let config = Arc::new(config);
         let inner = Inner {
@@ -409,11 +421,12 @@ fn discard(path: &Path) {
     }
 }
 
-fn read_index(root: &Path, layers: &LayerStore) -> Result<Index, ImageError> {
+/// `None` if there is none that can be used.
+fn read_index(root: &Path, layers: &LayerStore) -> Result<Option<Index>, ImageError> {
     let path = root.join("images.json");
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Index::default()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(ImageError::io("read", &path)(error)),
     };
     let usable = |record: &Record| {
@@ -426,14 +439,13 @@ fn read_index(root: &Path, layers: &LayerStore) -> Result<Index, ImageError> {
                 let names = record.repo_tags.join(", ");
                 tracing::warn!(image = %record.id, %names, "image dropped: a layer or its configuration is missing");
             }
-            Ok(index)
+            Ok(Some(index))
         }
         Err(problem) => {
-            // Its layers stay until they are pruned, so that pulling the images again is quick.
             let aside = root.join("images.json.bad");
-            tracing::warn!(path = %path.display(), problem, "image index cannot be used, starting without images");
+            tracing::warn!(path = %path.display(), problem, "image index cannot be used, setting it aside");
             fs::rename(&path, &aside).map_err(ImageError::io("rename", &path))?;
-            Ok(Index::default())
+            Ok(None)
         }
     }
 }

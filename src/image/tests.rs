@@ -236,10 +236,63 @@ async fn an_interrupted_run_leaves_nothing_that_is_trusted() {
     store.load(&place.write("image.tar", &tar_of(&two.docker_archive("a:2"))), None).await.unwrap();
     assert_eq!(store.list().len(), 2);
     drop(store);
+}
 
+#[tokio::test]
+async fn without_its_index_a_store_knows_its_images_by_their_ids() {
+    let place = Place::new();
+    let store = place.open().await;
+    let base = LayerTar::new().directory("tmp/", 0o1777).file("tmp/a", b"").finish();
+    let top = LayerTar::new().file("tmp/b", b"").finish();
+    let implied = TestImage::new(vec![(base.clone(), gzip(&base)), (top.clone(), gzip(&top))]);
+    let (one, two) = (TestImage::simple("one"), TestImage::simple("two"));
+    store.load(&place.write("image.tar", &tar_of(&one.docker_archive("a:1"))), None).await.unwrap();
+    store.load(&place.write("image.tar", &tar_of(&two.layout("a:2"))), None).await.unwrap();
+    store.load(&place.write("image.tar", &tar_of(&implied.layout("a:3"))), None).await.unwrap();
+    let before = store.list();
+    drop(store);
     fs::write(place.path("images/images.json"), "not json").unwrap();
-    assert!(place.open().await.list().is_empty());
+    // Nothing is written until something changes: the second start finds no index at all.
+    for _ in 0..2 {
+        let nameless = place.open().await.list();
+        assert_eq!(nameless.len(), 3);
+        for (image, known) in nameless.iter().zip(&before) {
+            assert!(image.repo_tags.is_empty() && image.repo_digests.is_empty());
+            let mut named = Image::clone(image);
+            (named.repo_tags, named.repo_digests) = (known.repo_tags.clone(), known.repo_digests.clone());
+            assert_eq!(named, **known, "everything else is as it was");
+        }
+    }
     assert!(place.path("images/images.json.bad").exists());
+
+    // What a container runs from stays, with its layers; the rest can be collected, as ever.
+    let store = place.open().await;
+    let used = one.id();
+    let pruned = store.prune(PruneScope::Unused, &|id| id == used).await.unwrap();
+    assert_eq!(pruned.images.len(), 2);
+    let left = store.list();
+    assert_eq!((left.len(), left[0].id.clone()), (1, one.id()));
+    assert!(left[0].layers.iter().all(|layer| layer.is_dir()));
+    // Loaded again, it has its name again.
+    let again = store.load(&place.write("image.tar", &tar_of(&one.docker_archive("a:1"))), None).await.unwrap();
+    assert_eq!((again[0].id.clone(), store.get("a:1").unwrap().id.clone()), (one.id(), one.id()));
+    drop(store);
+
+    // An image that lacks a layer is none.
+    fs::remove_file(place.path("images/images.json")).unwrap();
+    fs::remove_dir_all(place.path("images/layers").join(Digest::of(&one.tars[0]).hex())).unwrap();
+    assert!(place.open().await.list().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_loaded_is_told_by_the_names_it_was_loaded_by() {
+    let place = Place::new();
+    let store = place.open().await;
+    let path = place.write("image.tar", &tar_of(&TestImage::simple("one").docker_archive("b:1")));
+    store.load(&path, Some("a:1")).await.unwrap();
+    let loaded = store.load(&path, None).await.unwrap();
+    assert_eq!(loaded[0].repo_tags, ["docker.io/library/b:1"]);
+    assert_eq!(store.get("b:1").unwrap().repo_tags, ["docker.io/library/a:1", "docker.io/library/b:1"]);
 }
 
 #[tokio::test]
