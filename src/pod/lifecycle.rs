@@ -202,7 +202,8 @@ fn after_crash(
 
 /// The phase, as upstream's `getPhase` finds it.
 pub fn phase(pod: &Pod, observed: &ObservedPod, memory: &Memory, now: Timestamp) -> Phase {
-    if memory.rejection.is_some() || deadline(pod, memory).is_some_and(|deadline| deadline <= now) {
+    let ended = memory.rejection.is_some() || memory.eviction.is_some();
+    if ended || deadline(pod, memory).is_some_and(|deadline| deadline <= now) {
         return Phase::Failed;
     }
     let policy = pod.spec.as_ref().map(RestartPolicy::of).unwrap_or(RestartPolicy::Always);

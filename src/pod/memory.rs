@@ -11,6 +11,7 @@ use super::{
     action::Action,
     admission::Rejection,
     backoff::{Backoff, BackoffPolicy, RETRY},
+    eviction::Eviction,
     resize::Pending,
 };
 
@@ -27,6 +28,8 @@ pub struct Memory {
     pub termination: Option<Termination>,
     /// Why the node does not run it; durable in the ledger.
     pub rejection: Option<Rejection>,
+    /// Why the node ended it; durable in `eviction.json`.
+    pub eviction: Option<Eviction>,
     /// Actions under way.
     pub in_flight: BTreeSet<Action>,
     /// Those of them that were begun before an object changed: they may fail for what is there by now.

@@ -11,6 +11,7 @@ pub mod backoff;
 mod change_tests;
 pub mod desired;
 pub mod desired_objects;
+pub mod eviction;
 pub mod lifecycle;
 pub mod memory;
 pub mod observed;
@@ -24,6 +25,7 @@ pub mod status;
 
 pub use action::Action;
 pub use admission::Rejection;
+pub use eviction::Eviction;
 pub use memory::{Memory, Termination};
 pub use observed::ObservedPod;
 pub use outcome::Outcome;

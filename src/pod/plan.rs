@@ -10,6 +10,7 @@ use k8s_openapi::{
 use super::{
     action::Action,
     backoff::BackoffPolicy,
+    eviction,
     lifecycle::{self, Next},
     memory::{Memory, seconds},
     observed::{Network, ObservedPod, Prepared, Sandbox, Written},
@@ -298,6 +299,7 @@ impl Planner<'_> {
             Some(termination) => termination.grace,
             None => self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30),
         };
+        let grace = if self.memory.eviction.is_some() { grace.min(eviction::GRACE) } else { grace };
         let running: Vec<(String, u32)> =
             self.observed.running().map(|(name, attempt)| (name.to_owned(), attempt.number)).collect();
         for (container, attempt) in &running {

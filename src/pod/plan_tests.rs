@@ -6,7 +6,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    Action, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
+    Action, Eviction, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
     backoff::CRASH_LOOP,
     observed::{Attempt, AttemptState, Ended, Leftovers, Network, Prepared, ResolvedImage, Sandbox, Written},
     plan::plan,
@@ -444,6 +444,27 @@ fn the_active_deadline_ends_a_pod() {
     let plan = case.plan();
     assert_eq!(plan.actions, [stop("app"), stop("log")]);
     assert_eq!((phase(&plan.status), plan.status.reason.as_deref()), ("Failed", Some("DeadlineExceeded")));
+}
+
+#[test]
+fn an_evicted_pod_has_a_second_to_stop_and_has_failed_for_good() {
+    let mut case = healthy();
+    let message = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ";
+    case.memory.eviction = Some(Eviction { reason: "Evicted".to_owned(), message: message.to_owned() });
+    let plan = case.plan();
+    assert_eq!(plan.actions, [stop("app"), stop("log")]);
+    assert_eq!(phase(&plan.status), "Failed");
+    assert_eq!((plan.status.reason.as_deref(), plan.status.message.as_deref()), (Some("Evicted"), Some(message)));
+    for container in ["app", "log"] {
+        case.memory.begun(&stop(container), &CRASH_LOOP, at(100));
+        case.memory.ended(&stop(container), None, at(100));
+    }
+    assert_eq!(case.plan().wake_at, Some(at(101)));
+    case.now = at(101);
+    assert_eq!(case.plan().actions, [kill("app"), kill("log")]);
+    case.set("app", vec![ended(0, 0, 101)]);
+    case.set("log", vec![ended(0, 0, 101)]);
+    assert_eq!(phase(&case.plan().status), "Failed", "whatever its containers return, and whatever its restart policy");
 }
 
 #[test]

@@ -33,11 +33,11 @@ pub fn status(pod: &Pod, observed: &ObservedPod, memory: &Memory, node: &NodeVie
     let deadline_exceeded = lifecycle::deadline(pod, memory).is_some_and(|deadline| deadline <= now);
     let (reason, message) = match &memory.rejection {
         Some(rejection) => (Some(rejection.reason.clone()), Some(rejection.message.clone())),
-        None if deadline_exceeded => (
+        None if deadline_exceeded && memory.eviction.is_none() => (
             Some("DeadlineExceeded".to_owned()),
             Some("Pod was active on the node longer than the specified deadline".to_owned()),
         ),
-        None => (None, None),
+        None => memory.eviction.clone().map(|eviction| (eviction.reason, eviction.message)).unzip(),
     };
     let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
     let addresses: Vec<String> = match &observed.network {

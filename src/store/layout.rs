@@ -76,6 +76,11 @@ impl PodDirs {
         self.dir.join("network.json")
     }
 
+    /// Why the node ended the pod, if it did.
+    pub fn eviction_file(&self) -> PathBuf {
+        self.dir.join("eviction.json")
+    }
+
     /// Listening socket of the supervisor.
     pub fn supervisor_socket(&self) -> PathBuf {
         self.run.join("supervisor.sock")

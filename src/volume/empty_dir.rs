@@ -22,6 +22,11 @@ const PLUGIN: &str = "kubernetes.io/empty-dir";
 /// Whoever a container runs as may write.
 const MODE: u32 = 0o777;
 
+/// Where an emptyDir is, whatever it is made of.
+pub fn path(dirs: &PodDirs, name: &str) -> PathBuf {
+    dirs.volume(PLUGIN, name)
+}
+
 /// Makes the directory and, for medium Memory, the tmpfs on it.
 pub fn set_up(
     name: &str,
@@ -29,7 +34,7 @@ pub fn set_up(
     dirs: &PodDirs,
     context: &VolumeContext,
 ) -> Result<PathBuf, VolumeError> {
-    let path = dirs.volume(PLUGIN, name);
+    let path = path(dirs, name);
     let in_memory = source.medium.as_deref() == Some("Memory");
     let size = in_memory.then(|| memory_size(source, context)).transpose()?;
     make(&path, size, context.fs_group)?;

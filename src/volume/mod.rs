@@ -5,13 +5,14 @@
 
 mod atomic_writer;
 mod content;
-mod empty_dir;
+pub mod empty_dir;
 mod error;
 mod host_path;
 pub mod mount_table;
 pub mod remove;
 pub mod shm;
 mod tear_down;
+pub mod usage;
 
 use std::path::PathBuf;
 

@@ -316,6 +316,10 @@ impl Actor {
     fn happened(&mut self, event: PodEvent) {
         match event {
             PodEvent::Ended { container, attempt } => self.saw(&container, attempt),
+            PodEvent::Evicted(eviction) => {
+                info!(pod = self.name(), reason = eviction.reason, "{}", eviction.message);
+                self.memory.eviction.get_or_insert(eviction);
+            }
             PodEvent::SandboxLost { generation, ended } => {
                 // Together with the sandbox's end: nothing is started in it in between.
                 for (container, attempt) in ended {

@@ -24,6 +24,7 @@ use super::{
     record::PodRecord,
     records,
     shared::Shared,
+    storage::{self, Meter},
     watch,
 };
 use crate::{
@@ -85,6 +86,7 @@ pub(super) struct State {
     recorded: bool,
     /// An earlier agent made the sandbox, and may have ended before its record was durable.
     adopted: bool,
+    meter: Option<Meter>,
 }
 
 /// What is kept of the launch record of a container's newest attempt.
@@ -176,10 +178,12 @@ impl Host {
     /// Takes up a supervisor that answered: its events become the pod's.
     pub(super) fn connected(self: &Arc<Self>, connected: Connected, generation: u32) {
         let Connected { supervisor, netlink, events, .. } = connected;
+        let meter = storage::meter(self, self.record.pod.clone(), self.events.clone());
         let mut state = self.state();
         state.supervisor = Some(supervisor);
         state.netlink = netlink;
         state.generation = generation;
+        state.meter = meter;
         drop(state);
         tokio::spawn(watch::watch(self.clone(), generation, events, self.events.clone()));
     }
@@ -188,6 +192,7 @@ impl Host {
         let mut state = self.state();
         state.supervisor = None;
         state.netlink = None;
+        state.meter = None;
     }
 
     pub(super) fn hold_lease(&self, lease: Option<Lease>) {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     obs::events::Severity,
-    pod::{Action, Outcome, observed::Attempt},
+    pod::{Action, Eviction, Outcome, observed::Attempt},
     supervisor::spec::ExecSpec,
 };
 
@@ -117,4 +117,6 @@ pub enum PodEvent {
         /// The attempts of that sandbox, by container: each ended, by its record or in an unknown way.
         ended: Vec<(String, Attempt)>,
     },
+    /// The pod uses more than it may, and has to end. Durable already.
+    Evicted(Eviction),
 }

@@ -22,6 +22,7 @@ mod resize;
 mod ruleset;
 pub mod run;
 pub mod shared;
+mod storage;
 mod teardown;
 #[cfg(test)]
 mod testing;

@@ -23,8 +23,9 @@ use super::{
 };
 use crate::{
     pod::{
-        Memory, ObservedPod,
+        Eviction, Memory, ObservedPod,
         backoff::BackoffPolicy,
+        eviction,
         observed::{AttemptState, Launched, Leftovers, Network, Sandbox},
     },
     runtime::{
@@ -150,6 +151,11 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
     let mut observed = ObservedPod { dirs, ..ObservedPod::default() };
     let mut memory = Memory { start_time: Some(record.start_time), ..Memory::default() };
     let name = record.pod.metadata.name.clone().unwrap_or_default();
+    memory.eviction = durable::read_json(&host.dirs.eviction_file()).unwrap_or_else(|error| {
+        // That it is there says enough: the pod was ended, and does not come back.
+        warn!(pod = name, %error, "the record of the pod's eviction is unreadable");
+        Some(Eviction { reason: eviction::REASON.to_owned(), message: String::new() })
+    });
 
     let sandbox = match durable::read_json::<SandboxSpec>(&host.dirs.sandbox_file()) {
         // The machine went down before it was durable, and so before anything was begun in the sandbox.
