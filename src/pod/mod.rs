@@ -9,6 +9,7 @@ pub mod admission;
 pub mod backoff;
 #[cfg(test)]
 mod change_tests;
+pub mod claims;
 pub mod desired;
 pub mod desired_objects;
 pub mod eviction;

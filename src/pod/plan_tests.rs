@@ -4,6 +4,7 @@ use k8s_openapi::{
     api::core::v1::{Container, Pod, PodSpec, PodStatus, Volume},
     jiff::{SignedDuration, Timestamp},
 };
+use serde_json::json;
 
 use super::{
     Action, Eviction, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
@@ -421,6 +422,36 @@ fn a_failed_pull_is_said_and_tried_again_later() {
     assert_eq!(waiting_reason(&case.plan().status, 0), "ImagePullBackOff");
     case.now = at(130);
     assert_eq!(case.plan().actions, [resolve("app", 0)]);
+}
+
+#[test]
+fn a_container_waits_for_the_image_of_its_volume_as_for_its_own() {
+    let mut case = healthy();
+    let volume = json!({"name": "model", "image": {"reference": "model:1"}});
+    case.spec().volumes = Some(vec![serde_json::from_value(volume).expect("a volume")]);
+    let mount = json!({"name": "model", "mountPath": "/model"});
+    case.spec().containers[0].volume_mounts = Some(vec![serde_json::from_value(mount).expect("a mount")]);
+    for container in ["init", "app", "log"] {
+        case.set(container, vec![]);
+    }
+    let action = Action::MountVolume("model".to_owned());
+    let failed = Some(("ErrImagePull".to_owned(), "no such host".to_owned()));
+    case.memory.ended(&action, failed.clone(), at(100));
+    let plan = case.plan();
+    assert_eq!(plan.wake_at, Some(at(110)), "the delay of pulls");
+    assert_eq!(waiting_reason(&plan.status, 0), "ErrImagePull");
+    assert_eq!(waiting_reason(&plan.status, 1), "ContainerCreating", "it does not mount it");
+    case.now = at(110);
+    case.memory.ended(&action, failed, at(110));
+    assert_eq!(waiting_reason(&case.plan().status, 0), "ImagePullBackOff");
+    case.now = at(130);
+    assert!(case.plan().actions.contains(&action));
+    case.memory.ended(&action, None, at(130));
+    case.observed.apply(&action, Outcome::Image("sha256:bb".to_owned()));
+    assert_eq!(case.observed.volume_images["model"], "sha256:bb");
+    assert!(!case.plan().actions.contains(&action));
+    case.observed.apply(&Action::UnmountVolumes, Outcome::Done);
+    assert!(case.observed.volume_images.is_empty());
 }
 
 #[test]

@@ -120,6 +120,7 @@ impl Actor {
             let wanted = self.wanted.borrow_and_update().clone();
             if let Some(grace) = wanted.terminate {
                 self.memory.terminate(grace, now);
+                self.host.terminating();
             }
             self.memory.resize = wanted.resize.clone();
             let pod_changed = !Arc::ptr_eq(&written_for, &self.pod);

@@ -19,6 +19,7 @@ use tokio::sync::{OnceCell, mpsc};
 
 use super::{
     handle::{BoxFuture, ExecSession, NodeError, Stage, Usage},
+    helper::Helpers,
     host::{ActionError, Done, PodEvent, PodHost},
     inputs,
     record::PodRecord,
@@ -62,6 +63,7 @@ pub struct Host {
     pub(super) dirs: PodDirs,
     /// No change of a pod changes it.
     pub(super) qos: QosClass,
+    pub(super) helpers: Helpers,
     events: mpsc::Sender<PodEvent>,
     state: Mutex<State>,
 }
@@ -147,7 +149,8 @@ impl Host {
         );
         let qos = record.pod.spec.as_ref().map_or(QosClass::BestEffort, qos_class);
         let uid = record.uid().to_owned();
-        Host { shared, uid, record: Mutex::new(Arc::new(record)), dirs, qos, events, state: Mutex::default() }
+        let helpers = Helpers::new(shared.binary.clone());
+        Host { shared, uid, record: Mutex::new(Arc::new(record)), dirs, qos, helpers, events, state: Mutex::default() }
     }
 
     /// The pod as it is in the ledger, for what is not an action on a given pod. Waits while it is being written.
@@ -178,7 +181,7 @@ impl Host {
     /// Takes up a supervisor that answered: its events become the pod's.
     pub(super) fn connected(self: &Arc<Self>, connected: Connected, generation: u32) {
         let Connected { supervisor, netlink, events, .. } = connected;
-        let meter = storage::meter(self, self.record.pod.clone(), self.events.clone());
+        let meter = storage::meter(self, self.events.clone());
         let mut state = self.state();
         state.supervisor = Some(supervisor);
         state.netlink = netlink;
@@ -547,7 +550,7 @@ impl PodHost for Host {
                 Action::StopSandbox => self.stop_sandbox().await,
                 Action::DetachNetwork => blocking(move || host.detach_network(&pod)).await,
                 Action::RemoveCgroups => blocking(move || host.remove_cgroups()).await,
-                Action::UnmountVolumes => blocking(move || host.unmount_volumes()).await,
+                Action::UnmountVolumes => self.unmount_volumes().await,
                 Action::ReleaseAddresses => blocking(move || host.release_addresses()).await,
                 Action::ForgetPod => blocking(move || host.forget()).await,
             }
@@ -573,6 +576,10 @@ impl PodHost for Host {
                 error => NodeError::Internal(ActionError::new("", &error).message),
             })
         })
+    }
+
+    fn terminating(&self) {
+        self.helpers.cancel();
     }
 
     fn attempt_ended(&self, attempt: &Attempt) {

@@ -31,6 +31,9 @@ pub trait PodHost: Send + Sync + 'static {
     /// Notes that something happened to the pod as a whole.
     fn event(&self, _pod: &Pod, _severity: Severity, _reason: &str, _message: String) {}
 
+    /// The pod is to go: what is being set up for it is not needed any more. May be said more than once.
+    fn terminating(&self) {}
+
     /// An attempt ended: the room to remove what only its processes needed (its cgroup). Called once for each.
     fn attempt_ended(&self, _attempt: &Attempt) {}
 

@@ -4,8 +4,11 @@
 pub mod actor;
 #[cfg(test)]
 mod actor_tests;
+pub mod claims;
 pub mod execute;
+mod far_volumes;
 pub mod handle;
+mod helper;
 pub mod host;
 mod inputs;
 mod machine;

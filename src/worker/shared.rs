@@ -11,6 +11,7 @@ use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{
+    claims::Claims,
     execute::Host,
     host::{PodEvent, PodHost},
     machine,
@@ -64,6 +65,8 @@ pub struct Shared {
     pub huge_page_sizes: Vec<u64>,
     /// What happens to pods.
     pub events: Recorder,
+    /// Which persistent volume belongs to which claim.
+    pub claims: Claims,
     /// The objects pods refer to; the sending half fills it.
     pub objects: watch::Sender<Arc<Objects>>,
     /// Pulls that may go on at once.
@@ -156,6 +159,7 @@ impl Shared {
             launch,
             huge_page_sizes: machine::huge_pages().into_iter().map(|(size, _)| size).collect(),
             events: Recorder::default(),
+            claims: Claims::new(config.layout.claims()),
             objects: watch::Sender::default(),
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),

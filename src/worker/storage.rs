@@ -47,22 +47,23 @@ impl Drop for Meter {
 }
 
 /// Begins to measure a pod, if it has a limit.
-pub fn meter(host: &Arc<Host>, pod: Arc<Pod>, events: mpsc::Sender<PodEvent>) -> Option<Meter> {
-    if !eviction::is_limited(&pod) {
+pub fn meter(host: &Arc<Host>, events: mpsc::Sender<PodEvent>) -> Option<Meter> {
+    if !eviction::is_limited(&host.pod()) {
         return None;
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let task = tokio::spawn(run(Arc::downgrade(host), pod, events, stop.clone()));
+    let task = tokio::spawn(run(Arc::downgrade(host), events, stop.clone()));
     Some(Meter { task, stop })
 }
 
-async fn run(host: Weak<Host>, pod: Arc<Pod>, events: mpsc::Sender<PodEvent>, stop: Arc<AtomicBool>) {
+async fn run(host: Weak<Host>, events: mpsc::Sender<PodEvent>, stop: Arc<AtomicBool>) {
     let mut wait = PERIOD;
     loop {
         tokio::time::sleep(wait).await;
         let Some(host) = host.upgrade() else { return };
         let begun = Instant::now();
-        let (measured, stop) = (pod.clone(), stop.clone());
+        let (pod, stop) = (host.pod(), stop.clone());
+        let measured = pod.clone();
         match blocking(move || decide(&host, &measured, &stop)).await {
             Ok(Some(eviction)) => {
                 // An actor that is gone has no use for it.

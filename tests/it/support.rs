@@ -20,7 +20,7 @@ fn pods() -> Vec<Value> {
         "livenessProbe": probe, "readinessProbe": probe, "startupProbe": probe,
         "resources": {
             "claims": [{"name": "x"}],
-            "limits": {"ephemeral-storage": "1Gi", "example.com/device": "1"},
+            "limits": {"example.com/device": "1"},
             "requests": {"example.com/other": "1"},
         },
         "restartPolicy": "Always",
@@ -29,7 +29,6 @@ fn pods() -> Vec<Value> {
             "appArmorProfile": {"type": "RuntimeDefault"}, "procMount": "Unmasked",
             "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
         },
-        "volumeDevices": [{"name": "x", "devicePath": "/dev/x"}],
     });
     let kinds = [
         "awsElasticBlockStore",
@@ -38,17 +37,13 @@ fn pods() -> Vec<Value> {
         "cephfs",
         "cinder",
         "csi",
-        "ephemeral",
         "fc",
         "flexVolume",
         "flocker",
         "gcePersistentDisk",
         "gitRepo",
         "glusterfs",
-        "image",
         "iscsi",
-        "nfs",
-        "persistentVolumeClaim",
         "photonPersistentDisk",
         "portworxVolume",
         "quobyte",
@@ -63,8 +58,9 @@ fn pods() -> Vec<Value> {
         {"serviceAccountToken": {"path": "p"}},
     ]);
     volumes.push(json!({"name": "v", "projected": {"sources": sources}}));
-    volumes.push(json!({"name": "v", "emptyDir": {"medium": "HugePages"}}));
-    volumes.push(json!({"name": "v", "emptyDir": {"sizeLimit": "1Gi"}}));
+    let source = json!({"kind": "k", "name": "n"});
+    let claim = json!({"dataSource": source, "dataSourceRef": source});
+    volumes.push(json!({"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}));
     vec![json!({
         "metadata": {"name": "p", "annotations": {"container.apparmor.security.beta.kubernetes.io/app": "x"}},
         "spec": {
@@ -105,7 +101,7 @@ fn what_the_code_does_not_honour_is_in_the_documentation() {
         let pod = serde_json::from_value(pod).expect("a pod");
         fields.extend(unsupported(&pod).iter().map(|issue| documented(&issue.field)));
     }
-    assert!(fields.len() > 60, "only {}: {fields:?}", fields.len());
+    assert!(fields.len() > 50, "only {}: {fields:?}", fields.len());
     let missing: Vec<&String> = fields.iter().filter(|field| !text.contains(&format!("`{field}`"))).collect();
     assert!(missing.is_empty(), "not in docs/support.md: {missing:?}");
 }
