@@ -39,11 +39,17 @@ pub fn berth() -> PathBuf {
 impl<'a> Agent<'a> {
     /// Starts `berth node` with the place's manifest directory and waits until it answers.
     pub fn start(place: &'a Place, more: &[&str]) -> Result<Agent<'a>> {
+        Agent::start_with(place, more, &[])
+    }
+
+    /// As [`Agent::start`], with these variables in its environment.
+    pub fn start_with(place: &'a Place, more: &[&str], environment: &[(&str, &str)]) -> Result<Agent<'a>> {
         let manifests = place.path("manifests");
         let mut arguments = vec!["node", "--pod-manifest-path", manifests.to_str().context("a UTF-8 path")?];
         arguments.extend_from_slice(more);
         let log = File::options().create(true).append(true).open(place.path("agent.log"))?;
         let mut command = Agent::base(place);
+        command.envs(environment.iter().copied());
         let child = command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
         let mut agent = Agent { place, child: Some(child) };
         let begun = Instant::now();

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod bench;
 pub mod fixtures;
+pub mod fuse;
 pub mod help;
 pub mod layout;
 pub mod leftovers;

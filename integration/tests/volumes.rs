@@ -329,20 +329,20 @@ fn volumes_of_other_kinds_are_refused_by_name() {
     let place = place();
     let agent = agent(&place, &[]);
     let kinds = [
-        ("nfs", json!({ "server": "s", "path": "/" })),
         ("csi", json!({ "driver": "d" })),
-        ("persistentVolumeClaim", json!({ "claimName": "c" })),
+        ("fc", json!({ "targetWWNs": ["w"], "lun": 0 })),
         ("iscsi", json!({ "targetPortal": "p", "iqn": "iqn.2001-04.com.example:x", "lun": 0 })),
         ("gitRepo", json!({ "repository": "r" })),
     ];
     for (index, (kind, source)) in kinds.iter().enumerate() {
         apply(&agent, &format!("v{index}"), one("touch /ran", json!({ *kind: source }), json!({ "mountPath": "/m" })));
     }
+    // Nobody asks for pages of any size.
     apply(&agent, "huge", one(WAIT, json!({ "emptyDir": { "medium": "HugePages" } }), json!({ "mountPath": "/m" })));
     for (index, (kind, _)) in kinds.iter().enumerate() {
         explained(&agent, &format!("v{index}"), &[&format!("spec.volumes[0].{kind}"), "not supported"]);
     }
-    explained(&agent, "huge", &["spec.volumes[0].emptyDir.medium", "not supported"]);
+    explained(&agent, "huge", &["FailedMount", "there is no resource request for huge pages"]);
 }
 
 /// A volume that a privileged container has made as hard to remove as it can.

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{
     Container, EnvFromSource, EnvVar, EphemeralContainer, Lifecycle, Pod, ResourceRequirements, SecurityContext,
-    VolumeMount,
+    VolumeDevice, VolumeMount,
 };
 
 /// A container of a pod.
@@ -110,6 +110,11 @@ impl<'a> ContainerRef<'a> {
     /// Volumes it sees.
     pub fn volume_mounts(self) -> &'a [VolumeMount] {
         field!(self.volume_mounts).as_deref().unwrap_or_default()
+    }
+
+    /// Block volumes it has as devices.
+    pub fn volume_devices(self) -> &'a [VolumeDevice] {
+        field!(self.volume_devices).as_deref().unwrap_or_default()
     }
 
     /// Where the container finds the file for its last words; empty: nowhere.

@@ -209,6 +209,10 @@ fn set_volume_defaults(volume: &mut Volume) {
         let policy = default_pull_policy(image.reference.as_deref().unwrap_or_default());
         default_text(&mut image.pull_policy, policy);
     }
+    let own = volume.ephemeral.as_mut().and_then(|source| source.volume_claim_template.as_mut());
+    if let Some(template) = own {
+        default_text(&mut template.spec.volume_mode, "Filesystem");
+    }
     let set_item = |item: &mut DownwardAPIVolumeFile| {
         if let Some(field) = &mut item.field_ref {
             set_field_ref_defaults(field);

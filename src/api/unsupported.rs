@@ -13,7 +13,7 @@ use std::fmt;
 
 use k8s_openapi::api::core::v1::{Pod, PodSecurityContext, PodSpec, ResourceRequirements, SELinuxOptions};
 
-pub use self::volume::volume_kind;
+pub use self::volume::{persistent_volume_kind, volume_kind};
 
 /// Annotations by which AppArmor profiles were chosen before there was a field; upstream still reads them.
 const APP_ARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
@@ -172,7 +172,7 @@ fn check_pod_security(context: &PodSecurityContext, issues: &mut Issues) {
         app_armor_profile,
         se_linux_options,
         windows_options,
-        // Honoured. fsGroupChangePolicy says when a volume that outlives its pod is changed; no kind supported here does.
+        // Honoured.
         fs_group: _,
         fs_group_change_policy: _,
         run_as_group: _,
@@ -219,7 +219,7 @@ mod tests {
                 "activeDeadlineSeconds": 3, "tolerations": [{"operator": "Exists"}], "priorityClassName": "system-node-critical",
                 "containers": [{
                     "name": "app", "image": "busybox", "ports": [{"containerPort": 80, "hostPort": 8080}],
-                    "resources": {"limits": {"cpu": "1", "memory": "64Mi", "hugepages-2Mi": "2Mi"}},
+                    "resources": {"limits": {"cpu": "1", "memory": "64Mi", "hugepages-2Mi": "2Mi", "ephemeral-storage": "1Gi"}},
                     "env": [
                         {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                         {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
@@ -228,6 +228,7 @@ mod tests {
                     ],
                     "envFrom": [{"secretRef": {"name": "x"}}, {"configMapRef": {"name": "x"}, "prefix": "P_"}],
                     "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+                    "volumeDevices": [{"name": "claim", "devicePath": "/dev/x"}],
                     "securityContext": {"privileged": true, "appArmorProfile": {"type": "Unconfined"}},
                 }],
                 "initContainers": [{"name": "first", "image": "busybox"}],
@@ -236,6 +237,12 @@ mod tests {
                 "volumes": [
                     {"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
                     {"name": "host", "hostPath": {"path": "/srv", "type": "Directory"}},
+                    {"name": "pages", "emptyDir": {"medium": "HugePages-2Mi"}},
+                    {"name": "disk", "emptyDir": {"sizeLimit": "1Gi"}},
+                    {"name": "image", "image": {"reference": "busybox", "pullPolicy": "Never"}},
+                    {"name": "claim", "persistentVolumeClaim": {"claimName": "c", "readOnly": true}},
+                    {"name": "own", "ephemeral": {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteOnce"]}}}},
+                    {"name": "server", "nfs": {"server": "s", "path": "/", "readOnly": true}},
                 ],
             },
         })
@@ -277,11 +284,6 @@ mod tests {
             ("/spec/securityContext/seLinuxOptions", json!({"level": "s0"}), "spec.securityContext.seLinuxOptions"),
             ("/spec/containers/0/lifecycle", json!({"preStop": hook}), "spec.containers[0].lifecycle.preStop"),
             ("/spec/containers/0/lifecycle", json!({"postStart": hook}), "spec.containers[0].lifecycle.postStart"),
-            (
-                "/spec/containers/0/volumeDevices",
-                json!([{"name": "x", "devicePath": "/dev/x"}]),
-                "spec.containers[0].volumeDevices",
-            ),
             ("/spec/containers/0/restartPolicy", json!("Never"), "spec.containers[0].restartPolicy"),
             (
                 "/spec/containers/0/resources",
@@ -294,13 +296,21 @@ mod tests {
                 "spec.containers[0].securityContext.procMount",
             ),
             ("/spec/initContainers/0/restartPolicy", json!("Always"), "spec.initContainers[0].restartPolicy"),
-            ("/spec/volumes/1", json!({"name": "v", "nfs": {"server": "s", "path": "/"}}), "spec.volumes[1].nfs"),
             (
                 "/spec/volumes/1",
                 json!({"name": "v", "projected": {"sources": [{"configMap": {"name": "c"}}, {"clusterTrustBundle": {"path": "p"}}]}}),
                 "spec.volumes[1].projected.sources[1].clusterTrustBundle",
             ),
-            ("/spec/volumes/0/emptyDir", json!({"medium": "HugePages-2Mi"}), "spec.volumes[0].emptyDir.medium"),
+            (
+                "/spec/volumes/1",
+                json!({"name": "v", "iscsi": {"targetPortal": "s", "iqn": "i", "lun": 0}}),
+                "spec.volumes[1].iscsi",
+            ),
+            (
+                "/spec/volumes/1",
+                json!({"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": {"dataSource": {"kind": "k", "name": "n"}}}}}),
+                "spec.volumes[1].ephemeral.volumeClaimTemplate.spec.dataSource",
+            ),
         ];
         for (pointer, value, field) in cases {
             let issues = issues_with(pointer, value.clone());
@@ -314,15 +324,8 @@ mod tests {
 
     #[test]
     fn what_the_pod_does_not_depend_on_is_only_warned_about() {
-        let cases: &[(&str, Value, &str)] = &[
-            ("/spec/securityContext/windowsOptions", json!({}), "spec.securityContext.windowsOptions"),
-            (
-                "/spec/containers/0/resources",
-                json!({"limits": {"ephemeral-storage": "1Gi"}}),
-                "spec.containers[0].resources.limits[ephemeral-storage]",
-            ),
-            ("/spec/volumes/0/emptyDir", json!({"sizeLimit": "1Gi"}), "spec.volumes[0].emptyDir.sizeLimit"),
-        ];
+        let cases: &[(&str, Value, &str)] =
+            &[("/spec/securityContext/windowsOptions", json!({}), "spec.securityContext.windowsOptions")];
         for (pointer, value, field) in cases {
             let issues = issues_with(pointer, value.clone());
             let found: Vec<_> = issues.iter().map(|issue| (issue.field.as_str(), issue.consequence)).collect();

@@ -14,17 +14,19 @@ pub struct DeviceRule {
     pub major: Option<u32>,
     /// Minor number; `None` for any.
     pub minor: Option<u32>,
-    /// May be opened for reading and writing, not only made by mknod(2).
+    /// May be opened, not only made by mknod(2).
     pub open: bool,
+    /// May be opened for writing, too, not for reading alone.
+    pub write: bool,
 }
 
 impl DeviceRule {
     const fn open(major: u32, minor: Option<u32>) -> DeviceRule {
-        DeviceRule { block: false, major: Some(major), minor, open: true }
+        DeviceRule { block: false, major: Some(major), minor, open: true, write: true }
     }
 
     const fn make_any(block: bool) -> DeviceRule {
-        DeviceRule { block, major: None, minor: None, open: false }
+        DeviceRule { block, major: None, minor: None, open: false, write: false }
     }
 
     /// `c 1:3 rwm`.
@@ -35,7 +37,11 @@ impl DeviceRule {
             if self.block { 'b' } else { 'c' },
             number(self.major),
             number(self.minor),
-            if self.open { "rwm" } else { "m" }
+            match (self.open, self.write) {
+                (false, _) => "m",
+                (true, false) => "r",
+                (true, true) => "rwm",
+            }
         )
     }
 }
@@ -97,6 +103,7 @@ pub fn attach_v2(directory: &Path, program: &OwnedFd) -> Result<(), CgroupError>
 
 /// Access bits of `struct bpf_cgroup_dev_ctx` (include/uapi/linux/bpf.h).
 const ACCESS_MKNOD: i32 = 1;
+const ACCESS_READ: i32 = 2;
 const TYPE_BLOCK: i32 = 1;
 const TYPE_CHAR: i32 = 2;
 
@@ -121,8 +128,11 @@ fn program(rules: &[DeviceRule]) -> Vec<u64> {
     ];
     for rule in rules {
         let mut tests = vec![(TYPE, if rule.block { TYPE_BLOCK } else { TYPE_CHAR })];
-        if !rule.open {
-            tests.push((ACCESS, ACCESS_MKNOD));
+        // One kind of access and no other with it.
+        match (rule.open, rule.write) {
+            (false, _) => tests.push((ACCESS, ACCESS_MKNOD)),
+            (true, false) => tests.push((ACCESS, ACCESS_READ)),
+            (true, true) => {}
         }
         // Device numbers have 12 and 20 bits, so that they fit the signed immediate.
         tests.extend(rule.major.map(|major| (MAJOR, major as i32)));
@@ -194,6 +204,17 @@ mod tests {
             (false, READ, 5, 1),
         ] {
             assert!(!allows(&code, block, access, major, minor), "{block} {access} {major}:{minor}");
+        }
+    }
+
+    #[test]
+    fn what_may_only_be_read_cannot_be_opened_for_writing() {
+        let rule = DeviceRule { block: true, major: Some(7), minor: Some(3), open: true, write: false };
+        assert_eq!(rule.line(), "b 7:3 r");
+        let code = program(&[rule]);
+        assert!(allows(&code, true, READ, 7, 3));
+        for (access, minor) in [(WRITE, 3), (READ | WRITE, 3), (READ, 4)] {
+            assert!(!allows(&code, true, access, 7, minor), "{access} {minor}");
         }
     }
 

@@ -239,8 +239,13 @@ fn a_container_opens_its_default_devices_and_no_others() {
         node.path().display()
     );
     assert_eq!(run(&placement, &script).wait().unwrap().code(), Some(7));
-    let only =
-        DeviceAccess::Only(vec![devices::DeviceRule { block: false, major: Some(1), minor: Some(5), open: true }]);
+    let only = DeviceAccess::Only(vec![devices::DeviceRule {
+        block: false,
+        major: Some(1),
+        minor: Some(5),
+        open: true,
+        write: true,
+    }]);
     let placement =
         world.cgroups.ensure_leaf(QOS, UID, "c2", &LeafLimits { devices: only, ..LeafLimits::default() }).unwrap();
     let status = run(&placement, "head -c 1 /dev/zero && ! true < /dev/full && exit 7").wait().unwrap();

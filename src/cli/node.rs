@@ -4,6 +4,7 @@ use std::{
     io,
     path::{Path, PathBuf, absolute},
     process::ExitCode,
+    time::Duration,
 };
 
 use serde_json::{Value as Json, json};
@@ -28,6 +29,9 @@ use crate::{
     sys::process,
 };
 
+/// For threads that block (a slow disk) to come to an end when the agent stops.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
@@ -49,7 +53,10 @@ pub fn run(directories: &Directories, args: &NodeArgs, runner: NodeRunner) -> Re
         .enable_all()
         .build()
         .map_err(|error| Failed::of(&error))?;
-    match runtime.block_on(runner(loaded.config)) {
+    let ended = runtime.block_on(runner(loaded.config));
+    // What blocks a thread now may do so for ever, and nobody waits for it any more.
+    runtime.shutdown_timeout(SHUTDOWN);
+    match ended {
         Ok(()) => Ok(Exit::Success.into()),
         Err(error) => Err(Failed::of(error.as_ref())),
     }

@@ -5,7 +5,9 @@
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
 
-use k8s_openapi::api::core::v1::{Container, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint};
+use k8s_openapi::api::core::v1::{
+    Container, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -295,7 +297,12 @@ fn matches_node(spec: &PodSpec, node: &NodeFacts) -> bool {
     }
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     let required = affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    required.is_none_or(|required| required.node_selector_terms.iter().any(|term| matches_term(term, node)))
+    required.is_none_or(|required| matches_any(required, node))
+}
+
+/// Whether one of a selector's terms is met by the node.
+pub fn matches_any(selector: &NodeSelector, node: &NodeFacts) -> bool {
+    selector.node_selector_terms.iter().any(|term| matches_term(term, node))
 }
 
 /// All requirements of a term must be met; an empty term is met by no node.

@@ -163,13 +163,13 @@ impl Memory {
             (Some((reason, message)), Some(position)) => {
                 let failure = &mut self.failures[position];
                 failure.action = action.clone();
+                failure.backoff.advance(retry_policy(action, &reason), now);
                 failure.reason = reason;
                 failure.message = message;
-                failure.backoff.advance(retry_policy(action), now);
             }
             (Some((reason, message)), None) => {
                 let mut backoff = Backoff::default();
-                backoff.advance(retry_policy(action), now);
+                backoff.advance(retry_policy(action, &reason), now);
                 self.failures.push(Failure { action: action.clone(), reason, message, backoff });
             }
         }
@@ -187,9 +187,21 @@ impl Memory {
     }
 }
 
-fn retry_policy(action: &Action) -> &'static BackoffPolicy {
+/// Reasons of an image that is not here.
+const OF_IMAGES: [&str; 5] =
+    ["ErrImageNeverPull", "ErrImagePull", "ImageInspectError", "InvalidImageName", "RegistryUnavailable"];
+
+impl Failure {
+    /// Whether it is an image that could not be had, for a container or a volume.
+    pub fn is_of_image(&self) -> bool {
+        OF_IMAGES.contains(&self.reason.as_str())
+    }
+}
+
+fn retry_policy(action: &Action, reason: &str) -> &'static BackoffPolicy {
     match action {
         Action::ResolveImage { .. } => &super::backoff::IMAGE_PULL,
+        Action::MountVolume(_) if OF_IMAGES.contains(&reason) => &super::backoff::IMAGE_PULL,
         Action::PrepareContainer { .. } | Action::StartContainer { .. } | Action::ReleaseContainer { .. } => {
             &super::backoff::CREATE
         }

@@ -9,8 +9,10 @@ pub mod admission;
 pub mod backoff;
 #[cfg(test)]
 mod change_tests;
+pub mod claims;
 pub mod desired;
 pub mod desired_objects;
+pub mod eviction;
 pub mod happening;
 pub mod lifecycle;
 pub mod memory;

@@ -22,6 +22,8 @@ pub struct ObservedPod {
     /// By volume whose content comes from objects: what stands for the content it should have now. Compared with
     /// [`Written::content`].
     pub contents: BTreeMap<String, u64>,
+    /// Per volume made from an image: the image's id.
+    pub volume_images: BTreeMap<String, String>,
     /// Per container: the attempt an image was resolved for, and the image's id.
     pub images: BTreeMap<String, ResolvedImage>,
     /// Per container: the attempt that was prepared last.

@@ -56,6 +56,10 @@ impl ObservedPod {
             (Action::MountVolume(name) | Action::RefreshVolume(name), Outcome::Volume(written)) => {
                 self.volumes.insert(name.clone(), written);
             }
+            (Action::MountVolume(name), Outcome::Image(id)) => {
+                self.volume_images.insert(name.clone(), id);
+                self.volumes.insert(name.clone(), Written::default());
+            }
             (Action::MountVolume(name), _) => {
                 self.volumes.insert(name.clone(), Written::default());
             }
@@ -99,6 +103,7 @@ impl ObservedPod {
             (Action::UnmountVolumes, _) => {
                 self.leftovers.volumes = false;
                 self.volumes.clear();
+                self.volume_images.clear();
             }
             (Action::ReleaseAddresses, _) => self.network = Network::Absent,
             (Action::ForgetPod, _) => self.forgotten = true,

@@ -81,9 +81,11 @@ impl Planner<'_> {
         self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// The pod's own grace period, seconds.
+    /// The pod's own grace period, seconds, or what its eviction leaves of it.
     fn grace(&self) -> i64 {
-        self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30)
+        let own = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+        let eviction = self.memory.eviction.as_ref();
+        eviction.and_then(|eviction| eviction.grace).map_or(own, |grace| own.min(grace))
     }
 
     fn uses_host_network(&self) -> bool {

@@ -4,9 +4,10 @@ use k8s_openapi::{
     api::core::v1::{Container, Pod, PodSpec, PodStatus, Probe, Volume},
     jiff::{SignedDuration, Timestamp},
 };
+use serde_json::json;
 
 use super::{
-    Action, Eviction, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
+    Action, Eviction, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection, Verdict,
     backoff::CRASH_LOOP,
     observed::{Attempt, AttemptState, Ended, Leftovers, Network, Prepared, Probed, ResolvedImage, Sandbox, Written},
     plan::plan,
@@ -424,6 +425,36 @@ fn a_failed_pull_is_said_and_tried_again_later() {
 }
 
 #[test]
+fn a_container_waits_for_the_image_of_its_volume_as_for_its_own() {
+    let mut case = healthy();
+    let volume = json!({"name": "model", "image": {"reference": "model:1"}});
+    case.spec().volumes = Some(vec![serde_json::from_value(volume).expect("a volume")]);
+    let mount = json!({"name": "model", "mountPath": "/model"});
+    case.spec().containers[0].volume_mounts = Some(vec![serde_json::from_value(mount).expect("a mount")]);
+    for container in ["init", "app", "log"] {
+        case.set(container, vec![]);
+    }
+    let action = Action::MountVolume("model".to_owned());
+    let failed = Some(("ErrImagePull".to_owned(), "no such host".to_owned()));
+    case.memory.ended(&action, failed.clone(), at(100));
+    let plan = case.plan();
+    assert_eq!(plan.wake_at, Some(at(110)), "the delay of pulls");
+    assert_eq!(waiting_reason(&plan.status, 0), "ErrImagePull");
+    assert_eq!(waiting_reason(&plan.status, 1), "ContainerCreating", "it does not mount it");
+    case.now = at(110);
+    case.memory.ended(&action, failed, at(110));
+    assert_eq!(waiting_reason(&case.plan().status, 0), "ImagePullBackOff");
+    case.now = at(130);
+    assert!(case.plan().actions.contains(&action));
+    case.memory.ended(&action, None, at(130));
+    case.observed.apply(&action, Outcome::Image("sha256:bb".to_owned()));
+    assert_eq!(case.observed.volume_images["model"], "sha256:bb");
+    assert!(!case.plan().actions.contains(&action));
+    case.observed.apply(&Action::UnmountVolumes, Outcome::Done);
+    assert!(case.observed.volume_images.is_empty());
+}
+
+#[test]
 fn a_rejected_pod_has_failed_and_leaves_nothing() {
     let mut case = healthy();
     case.observed = ObservedPod::default();
@@ -471,6 +502,31 @@ fn the_active_deadline_ends_a_pod() {
     let plan = case.plan();
     assert_eq!(plan.actions, [stop("app"), stop("log")]);
     assert_eq!((phase(&plan.status), plan.status.reason.as_deref()), ("Failed", Some("DeadlineExceeded")));
+}
+
+#[test]
+fn an_evicted_pod_has_a_second_to_stop_and_has_failed_for_good() {
+    let mut case = healthy();
+    let message = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ";
+    let (reason, message_of) = ("Evicted".to_owned(), message.to_owned());
+    let eviction = Eviction { reason, condition: message_of.clone(), message: message_of, at: at(100), grace: Some(1) };
+    case.memory.eviction = Some(eviction.clone());
+    assert_eq!(case.plan().actions, [Action::RecordVerdict(Verdict::Evicted(eviction))]);
+    case.observed.verdict = true;
+    let plan = case.plan();
+    assert_eq!(plan.actions, [stop("app"), stop("log")]);
+    assert_eq!(phase(&plan.status), "Failed");
+    assert_eq!((plan.status.reason.as_deref(), plan.status.message.as_deref()), (Some("Evicted"), Some(message)));
+    for container in ["app", "log"] {
+        case.memory.begun(&stop(container), &CRASH_LOOP, at(100));
+        case.memory.ended(&stop(container), None, at(100));
+    }
+    assert_eq!(case.plan().wake_at, Some(at(101)));
+    case.now = at(101);
+    assert_eq!(case.plan().actions, [kill("app"), kill("log")]);
+    case.set("app", vec![ended(0, 0, 101)]);
+    case.set("log", vec![ended(0, 0, 101)]);
+    assert_eq!(phase(&case.plan().status), "Failed", "whatever its containers return, and whatever its restart policy");
 }
 
 #[test]

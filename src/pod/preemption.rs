@@ -44,7 +44,7 @@ pub fn is_critical(spec: &PodSpec) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Eviction {
-    /// `Preempting`.
+    /// `Preempting`, `Evicted`.
     pub reason: String,
     /// A sentence.
     pub message: String,
@@ -52,12 +52,16 @@ pub struct Eviction {
     pub condition: String,
     /// When it was decided.
     pub at: Timestamp,
+    /// Seconds it has to stop at most; `None`: its own grace period.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace: Option<i64>,
 }
 
 impl Eviction {
     /// Of a pod that goes for a critical one.
     pub fn preempted(at: Timestamp) -> Eviction {
-        Eviction { reason: "Preempting".to_owned(), message: MESSAGE.to_owned(), condition: CONDITION.to_owned(), at }
+        let (message, condition) = (MESSAGE.to_owned(), CONDITION.to_owned());
+        Eviction { reason: "Preempting".to_owned(), message, condition, at, grace: None }
     }
 }
 

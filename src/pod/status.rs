@@ -14,7 +14,7 @@ use k8s_openapi::{
 use super::{
     action::Action,
     lifecycle::{self, Next, Phase},
-    memory::Memory,
+    memory::{Failure, Memory},
     observed::{Attempt, AttemptState, Ended, Network, ObservedPod, Sandbox},
     plan::NodeView,
     resize,
@@ -195,25 +195,31 @@ impl View<'_> {
         if let Some(failure) =
             self.memory.failure_of(&Action::ResolveImage { container: container.name.clone(), attempt: 0 })
         {
-            // Upstream: the error while it is fresh, ImagePullBackOff while the next try is waited for.
-            let backing_off = failure.reason == "ErrImagePull" && failure.backoff.count > 1;
-            let image = container.image.as_deref().unwrap_or_default();
-            return match backing_off {
-                true => (
-                    "ImagePullBackOff".to_owned(),
-                    Some(format!("Back-off pulling image \"{image}\": {}", failure.message)),
-                ),
-                false => (failure.reason.clone(), Some(failure.message.clone())),
-            };
+            return no_image(failure, container.image.as_deref().unwrap_or_default());
         }
         if let Some((reason, message)) = self.failure(container) {
             return (reason, Some(message));
+        }
+        if let Some(waiting) = self.no_image_of_a_volume(container) {
+            return waiting;
         }
         if let Some(failure) = self.memory.failures.iter().find(|failure| failure.action.builds()) {
             return ("ContainerCreating".to_owned(), Some(format!("{}: {}", failure.reason, failure.message)));
         }
         let has_init = !lifecycle::init_containers(self.pod).is_empty();
         (if has_init { "PodInitializing" } else { "ContainerCreating" }.to_owned(), None)
+    }
+
+    /// A container waits for the images of its volumes as it does for its own.
+    fn no_image_of_a_volume(&self, container: &Container) -> Option<(String, Option<String>)> {
+        let volumes = self.pod.spec.as_ref()?.volumes.iter().flatten();
+        let mut mounted =
+            volumes.filter(|volume| container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name));
+        mounted.find_map(|volume| {
+            let reference = volume.image.as_ref()?.reference.as_deref().unwrap_or_default();
+            let failure = self.memory.failure_of(&Action::MountVolume(volume.name.clone()))?;
+            failure.is_of_image().then(|| no_image(failure, reference))
+        })
     }
 
     fn crash_loop_reason(&self, container: &Container) -> (String, Option<String>) {
@@ -292,6 +298,16 @@ impl View<'_> {
             last_transition_time: Some(since.unwrap_or(Time(now))),
             ..PodCondition::default()
         }
+    }
+}
+
+/// Upstream: the error while it is fresh, ImagePullBackOff while the next try is waited for.
+fn no_image(failure: &Failure, image: &str) -> (String, Option<String>) {
+    match failure.reason == "ErrImagePull" && failure.backoff.count > 1 {
+        true => {
+            ("ImagePullBackOff".to_owned(), Some(format!("Back-off pulling image \"{image}\": {}", failure.message)))
+        }
+        false => (failure.reason.clone(), Some(failure.message.clone())),
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     capabilities,
     config_error::ConfigError,
     container_ref::ContainerRef,
+    devices::volume_devices,
     downward::{Allocatable, Surroundings},
     env::{EnvSources, environment, pod_env},
     mounts::{AgentFiles, Surface, mounts},
@@ -194,6 +195,13 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
     let mounts = mounts(container, &surface, &files, input.volumes, &own_env)?;
     // With a /dev of its own choice a container has what is there.
     let own_dev = container.volume_mounts().iter().any(|mount| is_dev(&mount.mount_path));
+    let mut devices = if privileged || own_dev { Vec::new() } else { default_devices() };
+    let block_volumes = volume_devices(container, input.volumes)?;
+    if own_dev && !block_volumes.is_empty() {
+        let message = "cannot be made in a /dev that is a volume itself";
+        return Err(ConfigError::create(format!("{path}.volumeDevices"), message));
+    }
+    devices.extend(block_volumes.into_iter().map(|device| device.node));
     let to_paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
     let (mut masked_paths, mut readonly_paths) = (Vec::new(), Vec::new());
     if security.masked() {
@@ -224,7 +232,7 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
         mounts,
         masked_paths,
         readonly_paths,
-        devices: if privileged || own_dev { Vec::new() } else { default_devices() },
+        devices,
         all_devices: privileged && !own_dev,
         user,
         capabilities,

@@ -65,7 +65,7 @@ fn launch(
 ) -> Result<LaunchSpec, ConfigError> {
     let pod: Pod = serde_json::from_value(pod.clone()).unwrap();
     let layout = Layout { root: "/var/lib/berth".into(), run: "/run/berth".into(), log: "/var/log/pods".into() };
-    let volume = MountedVolume { host_path: "/volumes/data".into(), readonly: false };
+    let volume = MountedVolume::at("/volumes/data".into(), false);
     let seccomp = |choice: &SeccompChoice, capabilities: u64| match choice {
         SeccompChoice::RuntimeDefault => Ok(vec![1, capabilities]),
         SeccompChoice::Localhost(path) if path.ends_with("good.json") => Ok(vec![2]),

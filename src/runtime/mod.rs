@@ -4,6 +4,7 @@ pub mod attempt;
 pub mod capabilities;
 pub mod client;
 pub mod config_error;
+pub mod devices;
 pub mod env;
 pub mod env_file;
 pub mod expansion;

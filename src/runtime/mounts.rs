@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::VolumeMount;
 use super::{config_error::ConfigError, container_ref::ContainerRef, env::PodEnv, expansion::expand_all};
 use crate::{
     supervisor::spec::{MountKind, MountSpec, Propagation, RecursiveReadOnly},
-    volume::MountedVolume,
+    volume::{MountedVolume, Restrictions},
 };
 
 /// What a container may mount over below /proc: files that tools like lxcfs replace (the list is runc's). Anything
@@ -136,6 +136,10 @@ fn volume_mounts(
             let message = format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name());
             ConfigError::config(format!("{path}.name"), message)
         })?;
+        if volume.device.is_some() {
+            let message = format!("volume {} has volumeMode Block, but is specified in volumeMounts", mount.name);
+            return Err(ConfigError::create(format!("{path}.name"), message));
+        }
         let target = mount_target(&mount.mount_path)
             .map_err(|message| ConfigError::create(format!("{path}.mountPath"), message))?;
         if all.iter().any(|other| other.target == target) {
@@ -146,7 +150,8 @@ fn volume_mounts(
         let propagation = propagation(mount, privileged, &path)?;
         let recursive_readonly = recursive_readonly(mount, readonly, &path)?;
         let bound = bind(target, volume.host_path.clone(), sub_path);
-        all.push(MountSpec { readonly, recursive_readonly, propagation, ..bound });
+        let Restrictions { nosuid, nodev, noexec } = volume.restrictions;
+        all.push(MountSpec { readonly, recursive_readonly, nosuid, nodev, noexec, propagation, ..bound });
     }
     Ok(all)
 }
@@ -284,7 +289,7 @@ mod tests {
         let surroundings = Surroundings { node_name: "", pod_ips: &[], host_ips: &[], allocatable: &allocatable };
         let sources = EnvSources { objects: &Objects::default(), read_file: &|_, _| Ok(None) };
         let env = pod_env(&pod, app, &surroundings, &sources).unwrap();
-        let volume = |path: &str, readonly| MountedVolume { host_path: path.into(), readonly };
+        let volume = |path: &str, readonly| MountedVolume::at(path.into(), readonly);
         let volumes = BTreeMap::from([
             ("data".to_owned(), volume("/v/data", false)),
             ("fixed".to_owned(), volume("/v/fixed", true)),

@@ -5,7 +5,7 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
             ffi::OsStrExt,
             fs::{DirBuilderExt, OpenOptionsExt},
@@ -97,6 +97,12 @@ impl SealedBinary {
             .and_then(|file| memfd::sealed_copy(c"berth", &file))
             .map(|file| SealedBinary { file: Arc::new(file) })
             .map_err(|source| SpawnError::Seal { path: path.to_owned(), source })
+    }
+}
+
+impl AsFd for SealedBinary {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

@@ -34,6 +34,11 @@ impl Layout {
         self.root.join("objects.json")
     }
 
+    /// Which persistent volume belongs to which claim.
+    pub fn claims(&self) -> PathBuf {
+        self.root.join("claims.json")
+    }
+
     /// The socket of the local HTTP API.
     pub fn api_socket(&self) -> PathBuf {
         self.run.join("berth.sock")
@@ -84,6 +89,26 @@ impl PodDirs {
     /// Address lease.
     pub fn network_file(&self) -> PathBuf {
         self.dir.join("network.json")
+    }
+
+    /// Which image a volume is made from.
+    pub fn image_file(&self, volume: &str) -> PathBuf {
+        self.images().join(format!("{volume}.json"))
+    }
+
+    /// Records of the images that volumes are made from.
+    pub fn images(&self) -> PathBuf {
+        self.dir.join("images")
+    }
+
+    /// That the pod has a persistent volume, and the group it was given to.
+    pub fn claim_file(&self, volume: &str) -> PathBuf {
+        self.claims().join(format!("{volume}.json"))
+    }
+
+    /// Records of the persistent volumes that the pod has.
+    pub fn claims(&self) -> PathBuf {
+        self.dir.join("claims")
     }
 
     /// Listening socket of the supervisor.

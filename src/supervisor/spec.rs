@@ -93,9 +93,9 @@ pub struct LaunchSpec {
     pub masked_paths: Vec<PathBuf>,
     /// Paths remounted read-only.
     pub readonly_paths: Vec<PathBuf>,
-    /// Device nodes. Empty with `all_devices`.
+    /// Device nodes.
     pub devices: Vec<DeviceSpec>,
-    /// Privileged: every device node of the host's /dev is made in the container's.
+    /// Privileged: every device node of the host's /dev is made in the container's, too.
     pub all_devices: bool,
     /// Who it runs as.
     pub user: UserSpec,

@@ -128,10 +128,53 @@ pub fn mount_id(file: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(status.stx_mnt_id)
 }
 
+/// What a file takes on disk, and where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes of the blocks it has.
+    pub bytes: u64,
+    /// It is a directory.
+    pub is_directory: bool,
+    /// `st_mode`: type and permissions.
+    pub mode: u32,
+    /// How many names it has.
+    pub links: u32,
+    /// Number of the inode.
+    pub inode: u64,
+    /// Major and minor number of the device that the file system is on.
+    pub device: (u32, u32),
+    /// Number of the mount; 0 before Linux 5.8.
+    pub mount: u64,
+}
+
+/// What `name` in `directory` takes (an empty name: `directory` itself), without following a link. A server that would
+/// have to be asked is not: what is known of the file has to do.
+///
+/// # Errors
+/// Those of statx(2).
+pub fn extent(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Extent> {
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_DONT_SYNC;
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID;
+    let status = statx(directory.as_raw_fd(), name, flags, mask)?;
+    Ok(Extent {
+        bytes: status.stx_blocks * 512,
+        is_directory: u32::from(status.stx_mode) & libc::S_IFMT == libc::S_IFDIR,
+        mode: status.stx_mode.into(),
+        links: status.stx_nlink,
+        inode: status.stx_ino,
+        device: (status.stx_dev_major, status.stx_dev_minor),
+        mount: if status.stx_mask & libc::STATX_MNT_ID != 0 { status.stx_mnt_id } else { 0 },
+    })
+}
+
 /// statx(2) of `path`, or of `directory` itself when that is empty.
 fn extended_status(directory: c_int, path: &CStr, mask: u32) -> io::Result<libc::statx> {
+    statx(directory, path, 0, mask)
+}
+
+fn statx(directory: c_int, path: &CStr, flags: c_int, mask: u32) -> io::Result<libc::statx> {
     let mut status = MaybeUninit::<libc::statx>::zeroed();
-    let flags = libc::AT_NO_AUTOMOUNT | libc::AT_EMPTY_PATH;
+    let flags = flags | libc::AT_NO_AUTOMOUNT | libc::AT_EMPTY_PATH;
     // SAFETY: `path` is a C string; the kernel writes only `status`, which is big enough and outlives the call.
     if unsafe { libc::statx(directory, path.as_ptr(), flags, mask, status.as_mut_ptr()) } < 0 {
         return Err(io::Error::last_os_error());

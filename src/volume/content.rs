@@ -38,7 +38,7 @@ fn place(volume: &Volume, dirs: &PodDirs) -> (PathBuf, bool) {
 /// The volume as an earlier set-up has left it, if it was completed.
 pub fn present(volume: &Volume, dirs: &PodDirs) -> Option<MountedVolume> {
     let (host_path, _) = place(volume, dirs);
-    atomic_writer::is_written(&host_path).then_some(MountedVolume { host_path, readonly: true })
+    atomic_writer::is_written(&host_path).then_some(MountedVolume::at(host_path, true))
 }
 
 /// Makes the files of `payload` those of the volume. Done again with the same files it changes nothing.
@@ -69,7 +69,7 @@ pub fn set_up(
     for path in &nested {
         make_mount_point(&host_path, path)?;
     }
-    Ok(MountedVolume { host_path, readonly: true })
+    Ok(MountedVolume::at(host_path, true))
 }
 
 /// Lets a volume in memory grow when what it is to hold has grown.
@@ -82,7 +82,7 @@ fn ensure_room(path: &Path, room: u64) -> Result<(), VolumeError> {
     let size = statistics.blocks() * statistics.fragment_size() + room - free;
     let options = format!("size={size}");
     mount(None::<&str>, path, None::<&str>, MsFlags::MS_REMOUNT, Some(options.as_str()))
-        .map_err(|source| VolumeError::Mount { path: path.to_owned(), options, source })
+        .map_err(|source| VolumeError::Mount { kind: "tmpfs", path: path.to_owned(), options, source })
 }
 
 /// Where, within the volume, containers mount something else: the volume is read-only to them, so these directories

@@ -35,8 +35,10 @@ pub enum VolumeError {
         source: io::Error,
     },
     /// A file system could not be mounted.
-    #[error("mount tmpfs ({options}) on {path}")]
+    #[error("mount {kind} ({options}) on {path}")]
     Mount {
+        /// `tmpfs`, `hugetlbfs`.
+        kind: &'static str,
         /// Where.
         path: PathBuf,
         /// Mount options.
@@ -44,6 +46,16 @@ pub enum VolumeError {
         /// Cause.
         #[source]
         source: Errno,
+    },
+    /// mount(8) could not mount a file system of a server.
+    #[error("mount failed: {status}, mounting arguments: {arguments}, output: {output}")]
+    MountProgram {
+        /// How it ended: `exit status: 32`.
+        status: String,
+        /// What it was asked.
+        arguments: String,
+        /// What it printed, on one line.
+        output: String,
     },
     /// A mount could not be taken away.
     #[error("unmount {path}")]

@@ -1,37 +1,28 @@
 //! hostPath: something of the host's own, checked against the type its manifest gives.
 
 use std::{
-    fs::{self, DirBuilder, FileType, OpenOptions},
+    fs::{self, DirBuilder, OpenOptions},
     io,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt},
+    os::{
+        fd::AsFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+        },
+    },
     path::{Component, Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::HostPathVolumeSource;
-
 use super::{VolumeError, error::io_error};
-
-/// The path itself, see [`resolve`].
-pub fn set_up(source: &HostPathVolumeSource) -> Result<PathBuf, VolumeError> {
-    resolve(&source.path, source.type_.as_deref().unwrap_or_default())
-}
+use crate::sys::{node, openat2};
 
 /// What is at `path` on the host, with all symbolic links resolved (the host's own may be in it), so that what is
 /// checked here is what is mounted later. What does not exist is created where the type says so: directories 0755
 /// with those above them, files 0644 without. A path without a type is created as a directory, as runtimes do.
-fn resolve(path: &str, wanted: &str) -> Result<PathBuf, VolumeError> {
-    let asked = Path::new(path);
-    let invalid = |message: String| VolumeError::Invalid { field: "hostPath.path", message };
-    if !asked.is_absolute() || path.contains('\0') {
-        return Err(invalid(format!("{path:?} is not an absolute path")));
-    }
-    if asked.components().any(|part| part == Component::ParentDir) {
-        return Err(invalid(format!("invalid HostPath `{path}`: must not contain '..'")));
-    }
-    let kind = Kind::parse(wanted).ok_or_else(|| VolumeError::Invalid {
-        field: "hostPath.type",
-        message: format!("{wanted} is an invalid volume type"),
-    })?;
+///
+/// A server that does not answer keeps this waiting for ever: see [`resolve_remembered`].
+pub fn resolve(path: &str, wanted: &str) -> Result<PathBuf, VolumeError> {
+    let (asked, kind) = check(path, wanted)?;
     let found = match fs::canonicalize(asked) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && kind.create.is_some() => {
             create(asked, kind.create)?;
@@ -47,9 +38,51 @@ fn resolve(path: &str, wanted: &str) -> Result<PathBuf, VolumeError> {
         Err(error) => return Err(io_error("resolve", asked)(error)),
     };
     // Not followed: the last component was no link a moment ago and must not have become one.
-    let file_type = fs::symlink_metadata(&resolved).map_err(io_error("examine", &resolved))?.file_type();
-    if file_type.is_symlink() || !(kind.matches)(&file_type) {
-        return Err(mismatch(path, &kind, &format!("it's a {}", name(&file_type))));
+    let mode = fs::symlink_metadata(&resolved).map_err(io_error("examine", &resolved))?.mode();
+    judge(path, &kind, resolved, mode)
+}
+
+/// As [`resolve`], for what the kernel knows without asking a disk or a server, on a file system of this machine's own
+/// disks: this cannot hang. `None`: it takes more than that.
+pub fn resolve_remembered(path: &str, wanted: &str) -> Option<Result<PathBuf, VolumeError>> {
+    let (asked, kind) = match check(path, wanted) {
+        Ok(checked) => checked,
+        Err(error) => return Some(Err(error)),
+    };
+    let place = openat2::open_remembered(asked)?;
+    let extent = node::extent(place.as_fd(), c"").ok()?;
+    // A file system without a device may be a server's, or a program's that does not answer.
+    if extent.device.0 == 0 {
+        return None;
+    }
+    let resolved = fs::read_link(openat2::name_of(place.as_fd())).ok()?;
+    // Deleted meanwhile, or not below the root.
+    let reachable = resolved.is_absolute() && !resolved.as_os_str().as_bytes().ends_with(b" (deleted)");
+    reachable.then(|| judge(path, &kind, resolved, extent.mode))
+}
+
+/// What can be said of a hostPath without looking at the host.
+fn check<'p>(path: &'p str, wanted: &str) -> Result<(&'p Path, Kind), VolumeError> {
+    let asked = Path::new(path);
+    let invalid = |message: String| VolumeError::Invalid { field: "hostPath.path", message };
+    if !asked.is_absolute() || path.contains('\0') {
+        return Err(invalid(format!("{path:?} is not an absolute path")));
+    }
+    if asked.components().any(|part| part == Component::ParentDir) {
+        return Err(invalid(format!("invalid HostPath `{path}`: must not contain '..'")));
+    }
+    let kind = Kind::parse(wanted).ok_or_else(|| VolumeError::Invalid {
+        field: "hostPath.type",
+        message: format!("{wanted} is an invalid volume type"),
+    })?;
+    Ok((asked, kind))
+}
+
+/// Whether what was found (by its `st_mode`) is what the type says.
+fn judge(path: &str, kind: &Kind, resolved: PathBuf, mode: u32) -> Result<PathBuf, VolumeError> {
+    let found = mode & libc::S_IFMT;
+    if found == libc::S_IFLNK || !(kind.matches)(found) {
+        return Err(mismatch(path, kind, &format!("it's a {}", name(found))));
     }
     Ok(resolved)
 }
@@ -70,23 +103,24 @@ struct Kind {
     /// In messages.
     name: &'static str,
     create: Option<Creation>,
-    matches: fn(&FileType) -> bool,
+    /// By the type bits of `st_mode`.
+    matches: fn(u32) -> bool,
 }
 
 impl Kind {
     fn parse(wanted: &str) -> Option<Kind> {
-        let directory = FileType::is_dir;
+        let directory = |found| found == libc::S_IFDIR;
         // Upstream's File is a regular file.
-        let file = FileType::is_file;
-        let (name, create, matches): (_, _, fn(&FileType) -> bool) = match wanted {
+        let file = |found| found == libc::S_IFREG;
+        let (name, create, matches): (_, _, fn(u32) -> bool) = match wanted {
             "" => ("file or directory", Some(Creation::Directory), |_| true),
             "DirectoryOrCreate" => ("directory", Some(Creation::Directory), directory),
             "Directory" => ("directory", None, directory),
             "FileOrCreate" => ("file", Some(Creation::File), file),
             "File" => ("file", None, file),
-            "Socket" => ("socket file", None, FileType::is_socket),
-            "CharDevice" => ("character device", None, FileType::is_char_device),
-            "BlockDevice" => ("block device", None, FileType::is_block_device),
+            "Socket" => ("socket file", None, |found| found == libc::S_IFSOCK),
+            "CharDevice" => ("character device", None, |found| found == libc::S_IFCHR),
+            "BlockDevice" => ("block device", None, |found| found == libc::S_IFBLK),
             _ => return None,
         };
         Some(Kind { name, create, matches })
@@ -94,15 +128,15 @@ impl Kind {
 }
 
 /// Types by the names they have in manifests.
-fn name(file_type: &FileType) -> &'static str {
-    match () {
-        () if file_type.is_dir() => "Directory",
-        () if file_type.is_file() => "File",
-        () if file_type.is_socket() => "Socket",
-        () if file_type.is_char_device() => "CharDevice",
-        () if file_type.is_block_device() => "BlockDevice",
-        () if file_type.is_symlink() => "symbolic link",
-        () => "named pipe",
+fn name(found: u32) -> &'static str {
+    match found {
+        libc::S_IFDIR => "Directory",
+        libc::S_IFREG => "File",
+        libc::S_IFSOCK => "Socket",
+        libc::S_IFCHR => "CharDevice",
+        libc::S_IFBLK => "BlockDevice",
+        libc::S_IFLNK => "symbolic link",
+        _ => "named pipe",
     }
 }
 
@@ -139,7 +173,13 @@ mod tests {
         symlink("nowhere", root.join("broken")).unwrap();
         let check = |path: &str, kind: &str| {
             let path = if path.starts_with('/') { PathBuf::from(path) } else { root.join(path) };
-            resolve(path.to_str().unwrap(), kind).map_err(|error| error.to_string())
+            let path = path.to_str().unwrap();
+            let found = resolve(path, kind).map_err(|error| error.to_string());
+            // Known without asking: the same, or not known. (Which of the two depends on what this is tested on.)
+            if let Some(remembered) = resolve_remembered(path, kind) {
+                assert_eq!(remembered.map_err(|error| error.to_string()), found, "{path} {kind}");
+            }
+            found
         };
         let good = [
             ("directory", "Directory"),

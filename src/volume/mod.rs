@@ -5,13 +5,18 @@
 
 mod atomic_writer;
 mod content;
-mod empty_dir;
+pub mod empty_dir;
 mod error;
-mod host_path;
+pub mod helper;
+pub mod host_path;
+pub mod image;
 pub mod mount_table;
+pub mod nfs;
+pub mod ownership;
 pub mod remove;
 pub mod shm;
 mod tear_down;
+pub mod usage;
 
 use std::path::PathBuf;
 
@@ -20,7 +25,8 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 pub use self::{
     content::present,
     error::VolumeError,
-    tear_down::{sweep, tear_down},
+    helper::BlockDevice,
+    tear_down::{detach_remote, sweep, tear_down},
 };
 use crate::{
     api::{content::Payload, objects::Objects, unsupported::volume_kind},
@@ -34,6 +40,28 @@ pub struct MountedVolume {
     pub host_path: PathBuf,
     /// No container may write, whatever its mount says.
     pub readonly: bool,
+    /// What else no container may, whatever its mount says.
+    pub restrictions: Restrictions,
+    /// With volumeMode Block: the device. It cannot be mounted, only be given to a container as a device.
+    pub device: Option<BlockDevice>,
+}
+
+impl MountedVolume {
+    /// A volume that can be written unless `readonly`, and has no other restriction.
+    pub fn at(host_path: PathBuf, readonly: bool) -> MountedVolume {
+        MountedVolume { host_path, readonly, restrictions: Restrictions::default(), device: None }
+    }
+}
+
+/// Flags that each mount of a volume has (`mountOptions` of a PersistentVolume).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Restrictions {
+    /// MS_NOSUID.
+    pub nosuid: bool,
+    /// MS_NODEV.
+    pub nodev: bool,
+    /// MS_NOEXEC.
+    pub noexec: bool,
 }
 
 /// A volume, and what it may be made from.
@@ -77,34 +105,32 @@ pub fn supported(volume: &Volume) -> Result<(), Unsupported> {
         let message = format!("volumes of the kind {kind} are not supported yet");
         return Err(Unsupported { field: kind.to_owned(), message });
     }
-    match volume.empty_dir.as_ref().and_then(|source| source.medium.as_deref()) {
-        None | Some("" | "Memory") => Ok(()),
-        Some(other) => Err(Unsupported {
-            field: "emptyDir.medium".to_owned(),
-            message: format!("medium {other:?} is not supported yet"),
-        }),
-    }
+    Ok(())
 }
 
-/// Makes a volume available and says where. The pod's directory exists. Each kind has a file of its own:
+/// Makes a volume of the pod's own available and says where. The pod's directory exists. Each kind has a file of its own:
 ///
-/// emptyDir: a directory of the pod, or a tmpfs mounted there. hostPath: the path itself, after its type has been
-/// checked and it has been created if its type says so. configMap, secret, downwardAPI, projected: a directory (in
-/// memory, but for configMap) with the files that were computed for it.
+/// emptyDir: a directory of the pod, a tmpfs or huge pages mounted there. configMap, secret, downwardAPI, projected: a
+/// directory (in memory, but for configMap) with the files that were computed for it.
+///
+/// What is somebody else's (hostPath, image, persistent volumes, nfs) is seen to by `worker::far_volumes`, which can
+/// wait for it without holding up anybody.
 pub fn set_up(input: &VolumeInput<'_>, dirs: &PodDirs, context: &VolumeContext) -> Result<MountedVolume, VolumeError> {
     let volume = input.volume;
     supported(volume)?;
-    let writable = |host_path| MountedVolume { host_path, readonly: false };
+    let writable = |host_path| MountedVolume::at(host_path, false);
     match volume_kind(volume).0 {
         "configMap" | "secret" | "downwardAPI" | "projected" => {
             let none = Payload::new();
             content::set_up(volume, input.pod, input.content.unwrap_or(&none), dirs, context)
         }
-        "hostPath" => host_path::set_up(&volume.host_path.clone().unwrap_or_default()).map(writable),
-        // A volume that names no kind is one, too.
-        _ => {
+        "emptyDir" => {
             let source = volume.empty_dir.clone().unwrap_or_default();
-            empty_dir::set_up(&volume.name, &source, dirs, context).map(writable)
+            empty_dir::set_up(&volume.name, &source, input.pod, dirs, context).map(writable)
+        }
+        kind => {
+            let message = format!("volumes of the kind {kind} are not made here");
+            Err(Unsupported { field: kind.to_owned(), message }.into())
         }
     }
 }
@@ -116,19 +142,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_empty_dir_and_host_path_are_provided() {
+    fn what_is_provided_is_what_the_api_says() {
         let check = |source: Value| {
             let mut source = source;
             source["name"] = json!("v");
             supported(&serde_json::from_value(source).unwrap()).map_err(|error| error.to_string())
         };
-        assert_eq!(check(json!({"emptyDir": {}})), Ok(()));
-        assert_eq!(check(json!({"emptyDir": {"medium": "Memory"}})), Ok(()));
+        assert_eq!(check(json!({"emptyDir": {"medium": "HugePages"}})), Ok(()));
         assert_eq!(check(json!({"hostPath": {"path": "/"}})), Ok(()));
         assert_eq!(check(json!({})), Ok(()));
-        let nfs = json!({"nfs": {"server": "s", "path": "/"}});
-        assert_eq!(check(nfs), Err("nfs: volumes of the kind nfs are not supported yet".to_owned()));
-        let pages = json!({"emptyDir": {"medium": "HugePages"}});
-        assert_eq!(check(pages), Err("emptyDir.medium: medium \"HugePages\" is not supported yet".to_owned()));
+        let iscsi = json!({"iscsi": {"targetPortal": "s", "iqn": "i", "lun": 0}});
+        assert_eq!(check(iscsi), Err("iscsi: volumes of the kind iscsi are not supported yet".to_owned()));
     }
 }

@@ -94,6 +94,21 @@ pub fn remove_tree(path: &Path) -> Result<(), RemoveError> {
     Err(failed("remove", path)(Errno::ENOTEMPTY))
 }
 
+/// Removes what is in the directory `path`, and leaves the directory. What is mounted in it stays, and is an error.
+pub fn empty_directory(path: &Path) -> Result<(), RemoveError> {
+    let top = open(path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
+    let top = top.map_err(failed("open", path))?;
+    let mut removal = Removal { top: top.as_fd(), moved: 0 };
+    for _ in 0..MAX_PASSES {
+        let moved = removal.moved;
+        removal.empty(top.as_fd(), path, 0)?;
+        if removal.moved == moved {
+            return Ok(());
+        }
+    }
+    Err(failed("empty", path)(Errno::ENOTEMPTY))
+}
+
 struct Removal<'a> {
     top: BorrowedFd<'a>,
     /// Directories moved up so far; part of their new names.

@@ -14,7 +14,7 @@ use nix::{
 use super::{
     VolumeError,
     error::io_error,
-    mount_table,
+    mount_table::{self, Mount},
     remove::{RemoveError, remove_tree},
 };
 use crate::store::layout::{Layout, PodDirs};
@@ -23,19 +23,33 @@ use crate::store::layout::{Layout, PodDirs};
 /// is unmounted without reading the mount table, which grows with every pod of the node; the table is read only when
 /// something else turns out to be mounted in a volume.
 pub fn tear_down(dirs: &PodDirs) -> Result<(), VolumeError> {
-    let volumes = dirs.volumes();
-    for plugin in entries(&volumes)? {
+    tear_down_in(&dirs.volumes())
+}
+
+/// As [`tear_down`], for a directory of volumes.
+pub fn tear_down_in(volumes: &Path) -> Result<(), VolumeError> {
+    for plugin in entries(volumes)? {
         for volume in entries(&plugin)? {
             unmount_known(&volume)?;
         }
     }
-    match remove_tree(&volumes) {
+    match remove_tree(volumes) {
         Err(RemoveError::MountPoint { .. }) => {
-            unmount_beneath(&volumes)?;
-            Ok(remove_tree(&volumes)?)
+            unmount_beneath(volumes)?;
+            Ok(remove_tree(volumes)?)
         }
         result => Ok(result?),
     }
+}
+
+/// Takes the mounts of servers that do not answer off a pod's volumes, so that [`tear_down`] does not wait for them:
+/// what is mounted vanishes from the tree now, and for good when its server lets it go.
+pub fn detach_remote(dirs: &PodDirs) -> Result<(), VolumeError> {
+    let volumes = dirs.volumes();
+    if !volumes.exists() {
+        return Ok(());
+    }
+    beneath(&canonical(&volumes)?)?.iter().filter(|mount| mount.is_remote).try_for_each(detach)
 }
 
 /// Unmounts what is left of pods that are not in `keep` (by UID) and returns their UIDs in order. Their directories
@@ -60,8 +74,8 @@ pub fn sweep(layout: &Layout, keep: &HashSet<String>) -> Result<Vec<String>, Vol
         let uid = below.and_then(|below| below.iter().next()).and_then(|uid| uid.to_str());
         uid.is_some_and(|uid| left.iter().any(|left| left == uid))
     };
-    let points = beneath(&pods)?.into_iter().filter(|point| of_left(point)).collect::<Vec<_>>();
-    unmount_all(&points)?;
+    let mounts = beneath(&pods)?.into_iter().filter(|mount| of_left(&mount.point)).collect::<Vec<_>>();
+    unmount_all(&mounts)?;
     Ok(left)
 }
 
@@ -100,30 +114,43 @@ fn canonical(path: &Path) -> Result<PathBuf, VolumeError> {
     fs::canonicalize(path).map_err(io_error("resolve", path))
 }
 
-fn beneath(directory: &Path) -> Result<Vec<PathBuf>, VolumeError> {
+fn beneath(directory: &Path) -> Result<Vec<Mount>, VolumeError> {
     mount_table::beneath(directory).map_err(io_error("read mount table for", directory))
 }
 
 /// Unmounts in the given order; what is still in use after that is detached, so that it vanishes with its last user.
-fn unmount_all(points: &[PathBuf]) -> Result<(), VolumeError> {
-    let mut busy = Vec::new();
-    for point in points {
-        match umount2(point, MntFlags::UMOUNT_NOFOLLOW) {
+/// What a server answers for is detached at once: nobody may have to wait for it.
+fn unmount_all(mounts: &[Mount]) -> Result<(), VolumeError> {
+    let mut left = Vec::new();
+    for mount in mounts {
+        if mount.is_remote {
+            detach(mount)?;
+            continue;
+        }
+        match umount2(&mount.point, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-            Err(_) => busy.push(point),
+            Err(_) => left.push(mount),
         }
     }
-    for point in busy {
-        match umount2(point, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
-            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-            Err(source) => return Err(VolumeError::Unmount { path: point.to_owned(), source }),
-        }
+    left.into_iter().try_for_each(detach)
+}
+
+fn detach(mount: &Mount) -> Result<(), VolumeError> {
+    match umount2(&mount.point, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(source) => Err(VolumeError::Unmount { path: mount.point.clone(), source }),
     }
-    Ok(())
 }
 
 #[cfg(test)]
 pub(super) mod testing {
+    use std::panic::resume_unwind;
+
+    use nix::{
+        mount::{MsFlags, mount},
+        sched::{CloneFlags, unshare},
+    };
+
     use super::*;
 
     /// The directories of a pod `uid` of an agent that lives in `root`.
@@ -134,25 +161,34 @@ pub(super) mod testing {
     pub fn layout(root: &Path) -> Layout {
         Layout { root: root.join("root"), run: root.join("run"), log: root.join("log") }
     }
+
+    /// Runs `test` on a thread with mounts of its own, which vanish with it.
+    pub fn with_own_mounts(test: impl FnOnce(&Path) + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+            let root = tempfile::tempdir().unwrap();
+            test(&root.path().canonicalize().unwrap());
+        });
+        if let Err(panic) = thread.join() {
+            resume_unwind(panic);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        os::unix::fs::{MetadataExt, symlink},
-        panic::resume_unwind,
-    };
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     use k8s_openapi::api::core::v1::Pod;
     use nix::{
         mount::{MsFlags, mount},
-        sched::{CloneFlags, unshare},
         sys::statfs::{TMPFS_MAGIC, statfs},
     };
     use serde_json::{Value, json};
 
     use super::{
-        testing::{dirs, layout},
+        testing::{dirs, layout, with_own_mounts},
         *,
     };
     use crate::{
@@ -163,17 +199,8 @@ mod tests {
         volume::{MountedVolume, VolumeContext, VolumeInput, set_up, shm},
     };
 
-    /// Runs `test` on a thread with mounts of its own, which vanish with it.
-    fn with_own_mounts(test: impl FnOnce(&Path) + Send + 'static) {
-        let thread = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-            let root = tempfile::tempdir().unwrap();
-            test(&root.path().canonicalize().unwrap());
-        });
-        if let Err(panic) = thread.join() {
-            resume_unwind(panic);
-        }
+    fn points(root: &Path) -> Vec<PathBuf> {
+        mount_table::beneath(root).unwrap().into_iter().map(|mount| mount.point).collect()
     }
 
     fn bind(source: &Path, target: &Path) {
@@ -221,7 +248,7 @@ mod tests {
                 assert_eq!(fs::metadata(path.join("key")).unwrap().len(), length as u64);
             }
             assert!((3_000_000..6_000_000).contains(&size()), "{}", size());
-            assert_eq!(mount_table::beneath(root).unwrap(), [path]);
+            assert_eq!(points(root), [path]);
             tear_down(&dirs).unwrap();
             assert!(!dirs.volumes().exists());
         });
@@ -243,15 +270,15 @@ mod tests {
             // Again: the same mount with what is in it.
             assert_eq!(volume(source, &dirs).host_path, path);
             assert!(path.join("file").exists());
-            assert_eq!(mount_table::beneath(root).unwrap(), [path]);
+            assert_eq!(points(root), [path]);
 
             let shm = shm::set_up(&dirs).unwrap();
             assert_eq!(shm::set_up(&dirs).unwrap(), shm);
             assert_eq!(fs::metadata(&shm).unwrap().mode() & 0o7777, 0o1777);
-            assert_eq!(mount_table::beneath(root).unwrap().len(), 2);
+            assert_eq!(points(root).len(), 2);
 
             tear_down(&dirs).unwrap();
-            assert_eq!(mount_table::beneath(root).unwrap(), Vec::<PathBuf>::new());
+            assert_eq!(points(root), Vec::<PathBuf>::new());
             assert!(!dirs.volumes().exists());
             tear_down(&dirs).unwrap();
         });
@@ -293,7 +320,7 @@ mod tests {
             let error = remove_tree(&dirs.dir).unwrap_err();
             assert!(matches!(error, RemoveError::MountPoint { .. }), "{error}");
             tear_down(&dirs).unwrap();
-            assert_eq!(mount_table::beneath(root).unwrap(), Vec::<PathBuf>::new());
+            assert_eq!(points(root), Vec::<PathBuf>::new());
             assert!(!dirs.volumes().exists());
             assert!(precious.join("data").exists() && precious.join("file").exists());
         });
@@ -307,7 +334,7 @@ mod tests {
             let path = volume(json!({"emptyDir": {"medium": "Memory"}}), &dirs).host_path;
             let user = fs::File::create(path.join("file")).unwrap();
             tear_down(&dirs).unwrap();
-            assert_eq!(mount_table::beneath(root).unwrap(), Vec::<PathBuf>::new());
+            assert_eq!(points(root), Vec::<PathBuf>::new());
             assert!(!dirs.volumes().exists());
             drop(user);
         });
@@ -323,7 +350,7 @@ mod tests {
             volume(json!({"emptyDir": {}}), &dirs(root, "also"));
             let keep = HashSet::from(["kept".to_owned()]);
             assert_eq!(sweep(&layout(root), &keep).unwrap(), ["also", "left"]);
-            assert_eq!(mount_table::beneath(root).unwrap(), [kept]);
+            assert_eq!(points(root), [kept]);
             assert_eq!(sweep(&layout(&root.join("none")), &keep).unwrap(), Vec::<String>::new());
         });
     }

@@ -128,6 +128,7 @@ impl Actor {
             let wanted = self.wanted.borrow_and_update().clone();
             if let Some(grace) = wanted.terminate {
                 self.memory.terminate(grace, now);
+                self.host.terminating();
             }
             // A pod that ended by itself in the meantime has not been evicted.
             if let (Some(eviction), false) = (wanted.evict.clone(), self.has_ended()) {
@@ -338,6 +339,12 @@ impl Actor {
         match event {
             PodEvent::Ended { container, attempt } => self.saw(&container, attempt),
             PodEvent::Probed { key, success, message } => self.probed(&key, success, message),
+            PodEvent::Evicted(eviction) => {
+                info!(pod = self.name(), reason = eviction.reason, "{}", eviction.message);
+                if !self.has_ended() {
+                    self.memory.eviction.get_or_insert(eviction);
+                }
+            }
             PodEvent::SandboxLost { generation, ended } => {
                 // Together with the sandbox's end: nothing is started in it in between.
                 for (container, attempt) in ended {

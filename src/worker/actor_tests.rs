@@ -14,7 +14,7 @@ use super::{
     host::PodEvent,
     testing::{Clock, FakeHost, Step, ended, kill, node, pod, record, release, resolve, running, settle, start, stop},
 };
-use crate::pod::{Action, Memory, ObservedPod, Outcome, observed::Sandbox, restart::RestartReason};
+use crate::pod::{Action, Eviction, Memory, ObservedPod, Outcome, observed::Sandbox, restart::RestartReason};
 
 struct Rig {
     clock: Clock,
@@ -505,4 +505,22 @@ async fn a_changed_pod_is_looked_at_for_what_its_volumes_show_of_it() {
     settle().await;
     assert_eq!(rig.count(&Action::RefreshVolume("config".to_owned())), 1);
     assert_eq!(rig.count(&stop(0)), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_evicted_ends_and_is_not_started_again() {
+    let rig = rig(|_| {});
+    settle().await;
+    let (reason, message) = ("Evicted".to_owned(), "too much".to_owned());
+    let eviction = Eviction { reason, condition: message.clone(), message, at: rig.clock.now(), grace: Some(1) };
+    rig.events.send(PodEvent::Evicted(eviction)).await.unwrap();
+    sleep(Duration::from_secs(1000)).await;
+    assert_eq!(rig.phase(), "Failed");
+    let status = rig.report().pod.status.clone().unwrap();
+    assert_eq!((status.reason.as_deref(), status.message.as_deref()), (Some("Evicted"), Some("too much")));
+    let actions = rig.host.actions();
+    assert!(actions.contains(&stop(0)) && actions.contains(&Action::RemoveCgroups));
+    assert!(!actions.contains(&start(1)) && !actions.contains(&Action::ForgetPod));
+    rig.terminate(30);
+    assert!(rig.gone().await.contains(&Action::ForgetPod));
 }

@@ -19,12 +19,14 @@ use tokio::sync::{OnceCell, mpsc};
 
 use super::{
     handle::{BoxFuture, ExecSession, NodeError, Stage, TerminalSize, Usage},
+    helper::Helpers,
     host::{ActionError, Answer, Done, PodEvent, PodHost},
     inputs,
     probes::Verdicts,
     record::PodRecord,
     records,
     shared::{Pulled, Shared},
+    storage::{self, Meter},
     watch,
 };
 use crate::{
@@ -63,6 +65,7 @@ pub struct Host {
     pub(super) dirs: PodDirs,
     /// No change of a pod changes it.
     pub(super) qos: QosClass,
+    pub(super) helpers: Helpers,
     events: mpsc::Sender<PodEvent>,
     state: Mutex<State>,
     pub(super) verdicts: Verdicts,
@@ -88,6 +91,7 @@ pub(super) struct State {
     recorded: bool,
     /// An earlier agent made the sandbox, and may have ended before its record was durable.
     adopted: bool,
+    meter: Option<Meter>,
 }
 
 /// What is kept of the launch record of a container's newest attempt.
@@ -148,8 +152,9 @@ impl Host {
         );
         let qos = record.pod.spec.as_ref().map_or(QosClass::BestEffort, qos_class);
         let uid = record.uid().to_owned();
-        let verdicts = Verdicts::default();
-        Host { shared, uid, record: Mutex::new(Arc::new(record)), dirs, qos, events, state: Mutex::default(), verdicts }
+        let (verdicts, helpers) = (Verdicts::default(), Helpers::new(shared.binary.clone()));
+        let record = Mutex::new(Arc::new(record));
+        Host { shared, uid, record, dirs, qos, helpers, events, state: Mutex::default(), verdicts }
     }
 
     /// The pod as it is in the ledger, for what is not an action on a given pod. Waits while it is being written.
@@ -180,10 +185,12 @@ impl Host {
     /// Takes up a supervisor that answered: its events become the pod's.
     pub(super) fn connected(self: &Arc<Self>, connected: Connected, generation: u32) {
         let Connected { supervisor, netlink, events, .. } = connected;
+        let meter = storage::meter(self, self.events.clone());
         let mut state = self.state();
         state.supervisor = Some(supervisor);
         state.netlink = netlink;
         state.generation = generation;
+        state.meter = meter;
         drop(state);
         tokio::spawn(watch::watch(self.clone(), generation, events, self.events.clone()));
     }
@@ -192,6 +199,7 @@ impl Host {
         let mut state = self.state();
         state.supervisor = None;
         state.netlink = None;
+        state.meter = None;
     }
 
     pub(super) fn hold_lease(&self, lease: Option<Lease>) {
@@ -562,7 +570,7 @@ impl PodHost for Host {
                 Action::StopSandbox => self.stop_sandbox().await,
                 Action::DetachNetwork => blocking(move || host.detach_network(&pod)).await,
                 Action::RemoveCgroups => blocking(move || host.remove_cgroups()).await,
-                Action::UnmountVolumes => blocking(move || host.unmount_volumes()).await,
+                Action::UnmountVolumes => self.unmount_volumes().await,
                 Action::ReleaseAddresses => blocking(move || host.release_addresses()).await,
                 Action::ForgetPod => blocking(move || host.forget()).await,
             }
@@ -605,6 +613,10 @@ impl PodHost for Host {
 
     fn happened(&self, pod: &Pod, happening: Happening) {
         self.shared.events.happened(pod, happening, Timestamp::now());
+    }
+
+    fn terminating(&self) {
+        self.helpers.cancel();
     }
 
     fn attempt_ended(&self, attempt: &Attempt) {

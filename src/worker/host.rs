@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     pod::{
-        Action, Outcome,
+        Action, Eviction, Outcome,
         happening::Happening,
         observed::{Attempt, Probed},
         probe::ProbeKey,
@@ -34,6 +34,9 @@ pub trait PodHost: Send + Sync + 'static {
 
     /// Something happened that is worth an event. Must not block.
     fn happened(&self, _pod: &Pod, _happening: Happening) {}
+
+    /// The pod is to go: what is being set up for it is not needed any more. May be said more than once.
+    fn terminating(&self) {}
 
     /// An attempt ended: the room to remove what only its processes needed (its cgroup). Called once for each.
     fn attempt_ended(&self, _attempt: &Attempt) {}
@@ -156,4 +159,6 @@ pub enum PodEvent {
         /// The attempts of that sandbox, by container: each ended, by its record or in an unknown way.
         ended: Vec<(String, Attempt)>,
     },
+    /// The pod uses more than it may, and has to end. Durable already.
+    Evicted(Eviction),
 }

@@ -20,6 +20,7 @@ use crate::{
     runtime::{
         config_error::ConfigError,
         container_ref::ContainerRef,
+        devices::{device_access, volume_devices},
         env::EnvSources,
         launch::{ImageFacts, LaunchInput, launch_spec},
         limits::{LimitOptions, leaf_limits, pod_limits},
@@ -144,7 +145,8 @@ impl Shared {
             seccomp: &seccomp_filter,
         })?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let limits = self.leaf_limits(pod, attempt.container);
+        let mut limits = self.leaf_limits(pod, attempt.container);
+        limits.devices = device_access(limits.devices, &volume_devices(attempt.container, attempt.volumes)?);
         let ensure_leaf = || self.cgroups.ensure_leaf(qos, uid, &spec.id, &limits);
         let placement = match ensure_leaf() {
             // The sandbox, whose making includes the pod's cgroup, is being made at the same time.

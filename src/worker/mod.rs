@@ -4,9 +4,12 @@
 pub mod actor;
 #[cfg(test)]
 mod actor_tests;
+pub mod claims;
 mod env_file;
 pub mod execute;
+mod far_volumes;
 pub mod handle;
+mod helper;
 pub mod host;
 mod inputs;
 mod machine;
@@ -30,6 +33,7 @@ mod room;
 mod ruleset;
 pub mod run;
 pub mod shared;
+mod storage;
 mod teardown;
 #[cfg(test)]
 mod testing;

@@ -237,6 +237,7 @@ impl Node for RunningNode {
             let Some(report) = report else { continue };
             used.extend(report.observed.containers.values().flatten().map(|attempt| attempt.image_id.clone()));
             used.extend(report.observed.images.values().map(|image| image.id.clone()));
+            used.extend(report.observed.volume_images.values().cloned());
         }
         used.into_iter().collect()
     }

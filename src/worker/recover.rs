@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::{
     execute::{Host, running_state},
+    far_volumes,
     host::PodHost,
     inputs::KILL,
     manager::{EVENTS, Recovered},
@@ -148,7 +149,8 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
     // What does not survive a reboot is made again.
     let dirs =
         [host.dirs.etc(), host.dirs.run.clone(), host.dirs.log.clone()].iter().all(|directory| directory.is_dir());
-    let mut observed = ObservedPod { dirs, ..ObservedPod::default() };
+    let volume_images = far_volumes::chosen_images(&host.dirs);
+    let mut observed = ObservedPod { dirs, volume_images, ..ObservedPod::default() };
     let mut memory = Memory { start_time: Some(record.start_time), ..Memory::default() };
     if let Some(verdict) = record.verdict.clone() {
         memory.resume_verdict(verdict);

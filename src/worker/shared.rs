@@ -12,6 +12,7 @@ use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{
+    claims::Claims,
     execute::Host,
     host::{PodEvent, PodHost},
     machine,
@@ -70,6 +71,8 @@ pub struct Shared {
     pub huge_page_sizes: Vec<u64>,
     /// What happens to pods.
     pub events: Recorder,
+    /// Which persistent volume belongs to which claim.
+    pub claims: Claims,
     /// The objects pods refer to; the sending half fills it.
     pub objects: watch::Sender<Arc<Objects>>,
     /// Tokens of service accounts.
@@ -201,6 +204,7 @@ impl Shared {
             events: Recorder::new(config.events.kept),
             tokens: Arc::new(tokens),
             objects,
+            claims: Claims::new(config.layout.claims()),
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),
             classes: Mutex::default(),

@@ -10,11 +10,7 @@ use super::{
     host::{ActionError, Done},
     inputs,
 };
-use crate::{
-    cgroup,
-    pod::Outcome,
-    volume::{self, remove},
-};
+use crate::{cgroup, pod::Outcome, volume::remove};
 
 fn because<E: std::error::Error>(reason: &'static str) -> impl FnOnce(E) -> ActionError {
     move |error| ActionError::new(reason, &error)
@@ -71,11 +67,6 @@ impl Host {
         let cgroups = &self.shared.cgroups;
         cgroups.kill_pod(self.qos, self.uid(), inputs::KILL).map_err(because("FailedKillPod"))?;
         cgroups.remove_pod(self.qos, self.uid()).map_err(because("FailedKillPod"))?;
-        Ok(Done::new(Outcome::Done))
-    }
-
-    pub(super) fn unmount_volumes(&self) -> Result<Done, ActionError> {
-        volume::tear_down(&self.dirs).map_err(because("FailedUnMount"))?;
         Ok(Done::new(Outcome::Done))
     }
 

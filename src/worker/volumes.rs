@@ -9,6 +9,7 @@ use k8s_openapi::{
 
 use super::{
     execute::{Host, blocking, spec_of},
+    far_volumes,
     host::{ActionError, Done},
     token::TokenRequest,
 };
@@ -37,6 +38,9 @@ impl Host {
             return Ok(Done::new(Outcome::Done));
         };
         let objects = self.shared.objects.borrow().clone();
+        if far_volumes::is_far(&volume) {
+            return self.mount_far(&pod, &volume, objects).await;
+        }
         if !content::has_content(&volume) {
             let host = self.clone();
             return blocking(move || {
@@ -125,7 +129,7 @@ impl Host {
         of_content.map(|volume| (volume.name.clone(), content::version(volume, &input))).collect()
     }
 
-    fn hold_volume(&self, name: &str, mounted: MountedVolume) {
+    pub(super) fn hold_volume(&self, name: &str, mounted: MountedVolume) {
         self.state().volumes.insert(name.to_owned(), mounted);
     }
 }

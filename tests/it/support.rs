@@ -12,7 +12,7 @@ fn pods() -> Vec<Value> {
         "lifecycle": {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"exec": {"command": ["true"]}}},
         "resources": {
             "claims": [{"name": "x"}],
-            "limits": {"ephemeral-storage": "1Gi", "example.com/device": "1"},
+            "limits": {"example.com/device": "1"},
             "requests": {"example.com/other": "1"},
         },
         "restartPolicy": "Always",
@@ -21,7 +21,6 @@ fn pods() -> Vec<Value> {
             "appArmorProfile": {"type": "RuntimeDefault"}, "procMount": "Unmasked",
             "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
         },
-        "volumeDevices": [{"name": "x", "devicePath": "/dev/x"}],
     });
     let kinds = [
         "awsElasticBlockStore",
@@ -30,17 +29,13 @@ fn pods() -> Vec<Value> {
         "cephfs",
         "cinder",
         "csi",
-        "ephemeral",
         "fc",
         "flexVolume",
         "flocker",
         "gcePersistentDisk",
         "gitRepo",
         "glusterfs",
-        "image",
         "iscsi",
-        "nfs",
-        "persistentVolumeClaim",
         "photonPersistentDisk",
         "portworxVolume",
         "quobyte",
@@ -54,8 +49,9 @@ fn pods() -> Vec<Value> {
         {"clusterTrustBundle": {"path": "p"}}, {"podCertificate": {"signerName": "s", "keyType": "k"}},
     ]);
     volumes.push(json!({"name": "v", "projected": {"sources": sources}}));
-    volumes.push(json!({"name": "v", "emptyDir": {"medium": "HugePages"}}));
-    volumes.push(json!({"name": "v", "emptyDir": {"sizeLimit": "1Gi"}}));
+    let source = json!({"kind": "k", "name": "n"});
+    let claim = json!({"dataSource": source, "dataSourceRef": source});
+    volumes.push(json!({"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}));
     vec![json!({
         "metadata": {"name": "p", "annotations": {"container.apparmor.security.beta.kubernetes.io/app": "x"}},
         "spec": {

@@ -1,14 +1,15 @@
 //! The fields of a container.
 
 use k8s_openapi::api::core::v1::{
-    Container, EnvFromSource, EnvVar, EnvVarSource, Lifecycle, ResourceRequirements, SecurityContext, VolumeMount,
+    Container, EnvFromSource, EnvVar, EnvVarSource, Lifecycle, ResourceRequirements, SecurityContext, VolumeDevice,
+    VolumeMount,
 };
 
 use super::{Issues, any, has_labels};
 
 /// Resources a container may be limited in.
 fn is_enforced(resource: &str) -> bool {
-    resource == "cpu" || resource == "memory" || resource.starts_with("hugepages-")
+    matches!(resource, "cpu" | "memory" | "ephemeral-storage") || resource.starts_with("hugepages-")
 }
 
 pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
@@ -68,7 +69,10 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
     if let Some(context) = security_context {
         check_security(context, &format!("{path}.securityContext"), issues);
     }
-    issues.refuse_if(any(volume_devices), format!("{path}.volumeDevices"), "block volumes are not supported yet");
+    for device in volume_devices.iter().flatten() {
+        // Every field of a block volume is honoured.
+        let VolumeDevice { device_path: _, name: _ } = device;
+    }
     for mount in volume_mounts.iter().flatten() {
         // Every field of a mount is honoured.
         let VolumeMount {
@@ -104,9 +108,7 @@ fn check_resources(resources: &ResourceRequirements, path: &str, issues: &mut Is
     issues.refuse_if(any(claims), format!("{path}.resources.claims"), "resource claims are not supported yet");
     for name in limits.iter().flatten().map(|(name, _)| name) {
         let field = format!("{path}.resources.limits[{name}]");
-        if name == "ephemeral-storage" {
-            issues.warn(field, "limits of local storage are not enforced yet");
-        } else if !is_enforced(name) {
+        if !is_enforced(name) {
             issues.refuse(field, "no device plugin on this node offers such a resource");
         }
     }
@@ -114,7 +116,7 @@ fn check_resources(resources: &ResourceRequirements, path: &str, issues: &mut Is
     // been named above.
     let limited = |name: &String| limits.as_ref().is_some_and(|limits| limits.contains_key(name));
     for name in requests.iter().flatten().map(|(name, _)| name) {
-        if name != "ephemeral-storage" && !is_enforced(name) && !limited(name) {
+        if !is_enforced(name) && !limited(name) {
             let field = format!("{path}.resources.requests[{name}]");
             issues.refuse(field, "no device plugin on this node offers such a resource");
         }

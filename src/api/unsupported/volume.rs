@@ -1,8 +1,10 @@
 //! The kinds of volumes.
 
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, DownwardAPIVolumeSource, EmptyDirVolumeSource, HostPathVolumeSource, ProjectedVolumeSource,
-    SecretVolumeSource, Volume, VolumeProjection,
+    ConfigMapVolumeSource, DownwardAPIVolumeSource, EmptyDirVolumeSource, EphemeralVolumeSource, HostPathVolumeSource,
+    ImageVolumeSource, NFSVolumeSource, PersistentVolume, PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate,
+    PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, ProjectedVolumeSource, SecretVolumeSource, Volume,
+    VolumeProjection,
 };
 
 use super::Issues;
@@ -12,20 +14,25 @@ pub(super) fn check(volume: &Volume, path: &str, issues: &mut Issues) {
     if !supported {
         issues.refuse(format!("{path}.{kind}"), format!("volumes of the kind {kind} are not supported yet"));
     }
-    if let Some(EmptyDirVolumeSource { medium, size_limit }) = &volume.empty_dir {
-        let medium = medium.as_deref().unwrap_or_default();
-        issues.refuse_if(
-            medium.starts_with("HugePages"),
-            format!("{path}.emptyDir.medium"),
-            "huge pages as a medium are not supported yet",
-        );
-        if medium.is_empty() && size_limit.is_some() {
-            issues.warn(format!("{path}.emptyDir.sizeLimit"), "is enforced for medium Memory only");
-        }
+    // Every field of these is honoured.
+    if let Some(source) = &volume.empty_dir {
+        let EmptyDirVolumeSource { medium: _, size_limit: _ } = source;
     }
     if let Some(source) = &volume.host_path {
-        // Both are honoured.
         let HostPathVolumeSource { path: _, type_: _ } = source;
+    }
+    if let Some(source) = &volume.image {
+        let ImageVolumeSource { pull_policy: _, reference: _ } = source;
+    }
+    if let Some(source) = &volume.nfs {
+        let NFSVolumeSource { path: _, read_only: _, server: _ } = source;
+    }
+    if let Some(source) = &volume.persistent_volume_claim {
+        let PersistentVolumeClaimVolumeSource { claim_name: _, read_only: _ } = source;
+    }
+    if let Some(EphemeralVolumeSource { volume_claim_template: Some(template) }) = &volume.ephemeral {
+        let PersistentVolumeClaimTemplate { metadata: _, spec } = template;
+        check_claim(spec, &format!("{path}.ephemeral.volumeClaimTemplate.spec"), issues);
     }
     check_content(volume, path, issues);
 }
@@ -63,6 +70,88 @@ fn check_content(volume: &Volume, path: &str, issues: &mut Issues) {
             "certificates of pods are not supported yet",
         );
     }
+}
+
+fn check_claim(spec: &PersistentVolumeClaimSpec, path: &str, issues: &mut Issues) {
+    let PersistentVolumeClaimSpec {
+        data_source,
+        data_source_ref,
+        // What a volume is chosen by.
+        access_modes: _,
+        resources: _,
+        selector: _,
+        storage_class_name: _,
+        volume_attributes_class_name: _,
+        volume_mode: _,
+        volume_name: _,
+    } = spec;
+    const MESSAGE: &str = "there is nothing on this node that fills a volume from another source";
+    issues.refuse_if(data_source.is_some(), format!("{path}.dataSource"), MESSAGE);
+    issues.refuse_if(data_source_ref.is_some(), format!("{path}.dataSourceRef"), MESSAGE);
+}
+
+/// The kind of a persistent volume as its field is called; empty for one that names none.
+pub fn persistent_volume_kind(volume: &PersistentVolume) -> &'static str {
+    let Some(spec) = &volume.spec else { return "" };
+    let PersistentVolumeSpec {
+        // About any kind.
+        access_modes: _,
+        capacity: _,
+        claim_ref: _,
+        mount_options: _,
+        node_affinity: _,
+        persistent_volume_reclaim_policy: _,
+        storage_class_name: _,
+        volume_attributes_class_name: _,
+        volume_mode: _,
+        aws_elastic_block_store,
+        azure_disk,
+        azure_file,
+        cephfs,
+        cinder,
+        csi,
+        fc,
+        flex_volume,
+        flocker,
+        gce_persistent_disk,
+        glusterfs,
+        host_path,
+        iscsi,
+        local,
+        nfs,
+        photon_persistent_disk,
+        portworx_volume,
+        quobyte,
+        rbd,
+        scale_io,
+        storageos,
+        vsphere_volume,
+    } = spec;
+    let kinds = [
+        ("awsElasticBlockStore", aws_elastic_block_store.is_some()),
+        ("azureDisk", azure_disk.is_some()),
+        ("azureFile", azure_file.is_some()),
+        ("cephfs", cephfs.is_some()),
+        ("cinder", cinder.is_some()),
+        ("csi", csi.is_some()),
+        ("fc", fc.is_some()),
+        ("flexVolume", flex_volume.is_some()),
+        ("flocker", flocker.is_some()),
+        ("gcePersistentDisk", gce_persistent_disk.is_some()),
+        ("glusterfs", glusterfs.is_some()),
+        ("hostPath", host_path.is_some()),
+        ("iscsi", iscsi.is_some()),
+        ("local", local.is_some()),
+        ("nfs", nfs.is_some()),
+        ("photonPersistentDisk", photon_persistent_disk.is_some()),
+        ("portworxVolume", portworx_volume.is_some()),
+        ("quobyte", quobyte.is_some()),
+        ("rbd", rbd.is_some()),
+        ("scaleIO", scale_io.is_some()),
+        ("storageos", storageos.is_some()),
+        ("vsphereVolume", vsphere_volume.is_some()),
+    ];
+    kinds.into_iter().find(|(_, set)| *set).map_or("", |(kind, _)| kind)
 }
 
 /// The kind of a volume as its field is called, and whether berth can provide it. A volume that names no kind is
@@ -108,17 +197,13 @@ pub fn volume_kind(volume: &Volume) -> (&'static str, bool) {
         ("cephfs", cephfs.is_some()),
         ("cinder", cinder.is_some()),
         ("csi", csi.is_some()),
-        ("ephemeral", ephemeral.is_some()),
         ("fc", fc.is_some()),
         ("flexVolume", flex_volume.is_some()),
         ("flocker", flocker.is_some()),
         ("gcePersistentDisk", gce_persistent_disk.is_some()),
         ("gitRepo", git_repo.is_some()),
         ("glusterfs", glusterfs.is_some()),
-        ("image", image.is_some()),
         ("iscsi", iscsi.is_some()),
-        ("nfs", nfs.is_some()),
-        ("persistentVolumeClaim", persistent_volume_claim.is_some()),
         ("photonPersistentDisk", photon_persistent_disk.is_some()),
         ("portworxVolume", portworx_volume.is_some()),
         ("quobyte", quobyte.is_some()),
@@ -134,7 +219,11 @@ pub fn volume_kind(volume: &Volume) -> (&'static str, bool) {
         ("configMap", config_map.is_some()),
         ("downwardAPI", downward_api.is_some()),
         ("emptyDir", empty_dir.is_some()),
+        ("ephemeral", ephemeral.is_some()),
         ("hostPath", host_path.is_some()),
+        ("image", image.is_some()),
+        ("nfs", nfs.is_some()),
+        ("persistentVolumeClaim", persistent_volume_claim.is_some()),
         ("projected", projected.is_some()),
         ("secret", secret.is_some()),
     ];

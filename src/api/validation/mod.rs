@@ -152,7 +152,10 @@ pub fn validate_pod_update(pod: &Pod) -> Vec<FieldError> {
     let mut errors = Errors::default();
     metadata(pod, &mut errors);
     match &pod.spec {
-        Some(spec) => spec::validate(spec, &mut errors),
+        Some(spec) => {
+            spec::validate(spec, &mut errors);
+            volumes::in_pod(spec, pod.metadata.name.as_deref().unwrap_or_default(), &mut errors);
+        }
         None => errors.push(FieldError::required("spec")),
     }
     errors.0

@@ -35,6 +35,7 @@ pub(super) fn validate(path: &str, container: &Container, volumes: &BTreeSet<&st
         propagation(&path, mount.mount_propagation.as_deref(), privileged, errors);
         recursive_read_only(&path, mount, errors);
     }
+    let mut devices = BTreeSet::new();
     let mounted = |name: &str| container.volume_mounts.iter().flatten().any(|mount| mount.name == name);
     for (index, device) in container.volume_devices.iter().flatten().enumerate() {
         let path = format!("{path}.volumeDevices[{index}]");
@@ -46,8 +47,15 @@ pub(super) fn validate(path: &str, container: &Container, volumes: &BTreeSet<&st
             let detail = "must not already exist in volumeMounts";
             errors.push(FieldError::invalid(format!("{path}.name"), &device.name, detail));
         }
-        if device.device_path.is_empty() {
-            errors.push(FieldError::required(format!("{path}.devicePath")));
+        let (field, at) = (format!("{path}.devicePath"), &device.device_path);
+        if at.is_empty() {
+            errors.push(FieldError::required(field));
+        } else if targets.contains(at.as_str()) {
+            errors.push(FieldError::invalid(field, at, "must not already exist as a path in volumeMounts"));
+        } else if !devices.insert(at.as_str()) {
+            errors.push(FieldError::invalid(field, at, "must be unique"));
+        } else if names::no_backsteps(at).is_some() {
+            errors.push(FieldError::invalid(field, at, "can not contain backsteps ('..')"));
         }
     }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::{
 use super::{Errors, FieldError, annotations_and_labels, names};
 use crate::api::{object::Object, object_defaults::OPAQUE};
 
-mod storage;
+pub(super) mod storage;
 
 /// Most bytes of all values of a ConfigMap or Secret together.
 const MAX_DATA: usize = 1 << 20;

@@ -230,6 +230,23 @@ fn volumes_have_one_source_and_a_safe_path() {
         "spec.volumes[0].hostPath.path: Invalid value: \"/a/../b\": must not contain '..'",
     );
     broken("/spec/volumes/0/hostPath/type", json!("Pipe"), "spec.volumes[0].hostPath.type: Unsupported value");
+    let image = json!({"name": "v", "image": {"pullPolicy": "Never"}});
+    broken("/spec/volumes/2", image, "spec.volumes[2].image.reference: Required value");
+    let image = json!({"name": "v", "image": {"reference": "x", "pullPolicy": "Once"}});
+    broken("/spec/volumes/2", image, "spec.volumes[2].image.pullPolicy: Unsupported value");
+    let nfs = json!({"name": "v", "nfs": {"server": "s", "path": "export"}});
+    broken("/spec/volumes/2", nfs, r#"spec.volumes[2].nfs.path: Invalid value: "export": must be an absolute path"#);
+    let claim = json!({"name": "v", "persistentVolumeClaim": {"claimName": ""}});
+    broken("/spec/volumes/2", claim, "spec.volumes[2].persistentVolumeClaim.claimName: Required value");
+    let own = json!({"name": "v", "ephemeral": {}});
+    broken("/spec/volumes/2", own, "spec.volumes[2].ephemeral.volumeClaimTemplate: Required value");
+    let spec = json!({"resources": {"requests": {"storage": "1Gi"}}});
+    let own = json!({"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": spec}}});
+    let modes = "spec.volumes[2].ephemeral.volumeClaimTemplate.spec.accessModes: Required value";
+    broken("/spec/volumes/2", own, modes);
+    let device = json!([{"name": "tmp", "devicePath": "/dev/x"}]);
+    let refused = r#"spec.containers[0].volumeDevices[0].name: Invalid value: "tmp": can only use volume source type"#;
+    broken("/spec/containers/0/volumeDevices", device, refused);
     broken("/spec/volumes/2", json!({"name": "tmp"}), r#"spec.volumes[2].name: Duplicate value: "tmp""#);
     broken("/spec/volumes/1/emptyDir", json!({"sizeLimit": "-1"}), "spec.volumes[1].emptyDir.sizeLimit: Forbidden");
     broken("/spec/volumes/2", json!({"name": "Data"}), "spec.volumes[2].name: Invalid value");

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::Volume;
+use k8s_openapi::api::core::v1::{PodSpec, Volume};
 use serde_json::Value;
 
-use super::{Errors, FieldError, content, names};
+use super::{Errors, FieldError, content, names, objects::storage::claim_spec};
 use crate::api::{decode::to_value, quantity::Quantity};
 
 const HOST_PATH_TYPES: [&str; 8] =
@@ -25,6 +25,7 @@ pub(super) fn validate<'v>(volumes: &'v [Volume], errors: &mut Errors) -> BTreeS
             errors.push(FieldError::duplicate(format!("{path}.name"), &volume.name));
         }
         source(&path, volume, errors);
+        far_source(&path, volume, errors);
     }
     seen
 }
@@ -63,6 +64,64 @@ fn source(path: &str, volume: &Volume, errors: &mut Errors) {
         let kind = host_path.type_.as_deref().unwrap_or_default();
         if !HOST_PATH_TYPES.contains(&kind) {
             errors.push(FieldError::unsupported(format!("{base}.type"), kind, &HOST_PATH_TYPES));
+        }
+    }
+}
+
+/// What belongs to somebody else (`validateImageVolumeSource`, `validateNFSVolumeSource`, … upstream).
+fn far_source(path: &str, volume: &Volume, errors: &mut Errors) {
+    if let Some(image) = &volume.image {
+        if image.reference.as_deref().unwrap_or_default().is_empty() {
+            errors.push(FieldError::required(format!("{path}.image.reference")));
+        }
+        let policies = ["Always", "IfNotPresent", "Never"];
+        errors.one_of_if_set(&format!("{path}.image.pullPolicy"), image.pull_policy.as_deref(), &policies);
+    }
+    if let Some(nfs) = &volume.nfs {
+        if nfs.server.is_empty() {
+            errors.push(FieldError::required(format!("{path}.nfs.server")));
+        }
+        if nfs.path.is_empty() {
+            errors.push(FieldError::required(format!("{path}.nfs.path")));
+        } else if !nfs.path.starts_with('/') {
+            errors.push(FieldError::invalid(format!("{path}.nfs.path"), &nfs.path, "must be an absolute path"));
+        }
+    }
+    if let Some(claim) = &volume.persistent_volume_claim
+        && claim.claim_name.is_empty()
+    {
+        errors.push(FieldError::required(format!("{path}.persistentVolumeClaim.claimName")));
+    }
+    if let Some(own) = &volume.ephemeral {
+        let path = format!("{path}.ephemeral");
+        match &own.volume_claim_template {
+            Some(template) => claim_spec(&format!("{path}.volumeClaimTemplate.spec"), &template.spec, errors),
+            None => errors.push(FieldError::required(format!("{path}.volumeClaimTemplate"))),
+        }
+    }
+}
+
+/// What depends on more than the volumes: names of claims of the pod's own, and devices, which only claims can be.
+pub(super) fn in_pod(spec: &PodSpec, pod: &str, errors: &mut Errors) {
+    for (index, volume) in spec.volumes.iter().flatten().enumerate().filter(|(_, volume)| volume.ephemeral.is_some()) {
+        let name = format!("{pod}-{}", volume.name);
+        for broken in names::subdomain(&name).into_iter().filter(|_| !pod.is_empty()) {
+            let detail = format!("PVC name {name:?}: {broken}");
+            errors.push(FieldError::invalid(format!("spec.volumes[{index}].name"), &volume.name, detail));
+        }
+    }
+    let volumes = spec.volumes.as_deref().unwrap_or_default();
+    let lists = [("initContainers", spec.init_containers.as_deref()), ("containers", Some(&*spec.containers))];
+    for (list, containers) in lists {
+        for (at, container) in containers.unwrap_or_default().iter().enumerate() {
+            for (index, device) in container.volume_devices.iter().flatten().enumerate() {
+                let of_claim = |volume: &Volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
+                if volumes.iter().any(|volume| volume.name == device.name && !of_claim(volume)) {
+                    let path = format!("spec.{list}[{at}].volumeDevices[{index}].name");
+                    let detail = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
+                    errors.push(FieldError::invalid(path, &device.name, detail));
+                }
+            }
         }
     }
 }

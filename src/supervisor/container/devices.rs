@@ -28,16 +28,15 @@ pub(super) fn are_ours(spec: &LaunchSpec) -> bool {
     !spec.mounts.iter().any(|mount| is_dev(&mount.target) && matches!(mount.kind, MountKind::Bind { .. }))
 }
 
-/// Makes the device nodes of the spec (for a privileged container: all that the host has) and the usual links.
+/// Makes the device nodes of the spec (for a privileged container also all that the host has) and the usual links.
 pub(super) fn populate(root: BorrowedFd<'_>, spec: &LaunchSpec) -> Result<(), Failure> {
     let mut directory = Directory { root, open: None };
     if spec.all_devices {
         let mut devices = Vec::new();
         list(Path::new("/dev"), 0, &mut devices).step(|| "list the devices in /dev")?;
         devices.iter().try_for_each(|device| make(&mut directory, device))?;
-    } else {
-        spec.devices.iter().try_for_each(|device| make(&mut directory, device))?;
     }
+    spec.devices.iter().try_for_each(|device| make(&mut directory, device))?;
     link(&mut directory)
 }
 

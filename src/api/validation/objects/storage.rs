@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::{
-        core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec},
+        core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeSpec},
         storage::v1::CSIDriverSpec,
     },
     apimachinery::pkg::api::resource::Quantity as ApiQuantity,
@@ -16,17 +16,17 @@ use crate::api::quantity::Quantity;
 const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 const VOLUME_MODES: [&str; 2] = ["Block", "Filesystem"];
 
-fn access_modes(modes: Option<&[String]>, errors: &mut Errors) {
-    const PATH: &str = "spec.accessModes";
+fn access_modes(path: &str, modes: Option<&[String]>, errors: &mut Errors) {
+    let path = format!("{path}.accessModes");
     let modes = modes.unwrap_or_default();
     if modes.is_empty() {
-        errors.push(FieldError::required_because(PATH, "at least 1 access mode is required"));
+        errors.push(FieldError::required_because(&path, "at least 1 access mode is required"));
     }
     for mode in modes {
-        errors.one_of(PATH, Some(mode), &ACCESS_MODES);
+        errors.one_of(&path, Some(mode), &ACCESS_MODES);
     }
     if modes.len() > 1 && modes.iter().any(|mode| mode == "ReadWriteOncePod") {
-        errors.push(FieldError::forbidden(PATH, "may not use ReadWriteOncePod with other access modes"));
+        errors.push(FieldError::forbidden(path, "may not use ReadWriteOncePod with other access modes"));
     }
 }
 
@@ -46,18 +46,26 @@ fn storage(path: &str, amounts: Option<&BTreeMap<String, ApiQuantity>>, errors: 
 }
 
 pub(super) fn claim(claim: &PersistentVolumeClaim, errors: &mut Errors) {
-    let Some(spec) = &claim.spec else { return errors.push(FieldError::required("spec")) };
-    access_modes(spec.access_modes.as_deref(), errors);
-    storage("spec.resources", spec.resources.as_ref().and_then(|resources| resources.requests.as_ref()), errors);
-    if let Some(class) = spec.storage_class_name.as_deref().filter(|class| !class.is_empty()) {
-        errors.check("spec.storageClassName", class, names::subdomain(class));
+    match &claim.spec {
+        Some(spec) => claim_spec("spec", spec, errors),
+        None => errors.push(FieldError::required("spec")),
     }
-    errors.one_of_if_set("spec.volumeMode", spec.volume_mode.as_deref(), &VOLUME_MODES);
+}
+
+/// What is claimed, by an object or by the template of a pod's own volume.
+pub(in super::super) fn claim_spec(path: &str, spec: &PersistentVolumeClaimSpec, errors: &mut Errors) {
+    access_modes(path, spec.access_modes.as_deref(), errors);
+    let requests = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    storage(&format!("{path}.resources"), requests, errors);
+    if let Some(class) = spec.storage_class_name.as_deref().filter(|class| !class.is_empty()) {
+        errors.check(&format!("{path}.storageClassName"), class, names::subdomain(class));
+    }
+    errors.one_of_if_set(&format!("{path}.volumeMode"), spec.volume_mode.as_deref(), &VOLUME_MODES);
 }
 
 pub(super) fn volume(volume: &PersistentVolume, errors: &mut Errors) {
     let Some(spec) = &volume.spec else { return errors.push(FieldError::required("spec")) };
-    access_modes(spec.access_modes.as_deref(), errors);
+    access_modes("spec", spec.access_modes.as_deref(), errors);
     match &spec.capacity {
         Some(capacity) if !capacity.is_empty() => {
             if capacity.len() > 1 {
