@@ -3,10 +3,12 @@
 use std::{
     fs::{self, File},
     net::TcpStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     time::Duration,
 };
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::{Place, eventually, fixtures, help::run};
 
@@ -24,14 +26,29 @@ pub struct Registry<'a> {
 impl<'a> Registry<'a> {
     /// Starts one. `protected`: it wants user and password (`user`, `secret`).
     pub fn start(place: &'a Place, port: u16, protected: bool) -> Registry<'a> {
+        Registry::launch(place, port, protected, None)
+    }
+
+    /// Starts one that speaks TLS, with a certificate for `name` (host name or address) that was signed by an authority
+    /// of its own: [`Registry::authority`].
+    pub fn start_with_tls(place: &'a Place, port: u16, name: &str) -> Registry<'a> {
+        Registry::launch(place, port, false, Some(name))
+    }
+
+    fn launch(place: &'a Place, port: u16, protected: bool, certified: Option<&str>) -> Registry<'a> {
         let directory = place.path(&format!("registry-{port}"));
         fs::create_dir_all(directory.join("data")).expect("a directory");
         fs::write(directory.join("htpasswd"), HTPASSWD).expect("write");
         let path = directory.display();
         let auth = format!("auth: {{ htpasswd: {{ realm: berth, path: {path}/htpasswd }} }}\n");
+        let tls = format!(", tls: {{ certificate: {path}/certificate.pem, key: {path}/key.pem }}");
+        if let Some(name) = certified {
+            certify(&directory, name);
+        }
         let config = format!(
             "version: 0.1\nlog: {{ level: error }}\nstorage: {{ filesystem: {{ rootdirectory: {path}/data }} }}\n\
-             http: {{ addr: 127.0.0.1:{port} }}\n{}",
+             http: {{ addr: 127.0.0.1:{port}{} }}\n{}",
+            if certified.is_some() { &tls } else { "" },
             if protected { &auth } else { "" }
         );
         fs::write(directory.join("config.yml"), config).expect("write");
@@ -55,6 +72,11 @@ impl<'a> Registry<'a> {
     /// A reference to `image` in this registry.
     pub fn reference(&self, image: &str) -> String {
         format!("127.0.0.1:{}/{image}", self.port)
+    }
+
+    /// The certificate of the authority that signed the registry's own, if it speaks TLS.
+    pub fn authority(&self) -> PathBuf {
+        self.place.path(&format!("registry-{}/authority.pem", self.port))
     }
 
     /// Where its blobs are.
@@ -86,6 +108,22 @@ impl<'a> Registry<'a> {
             ),
         );
         fs::read_to_string(digest).expect("the digest").trim().to_owned()
+    }
+}
+
+/// Makes an authority (`authority.pem`) and has it sign a certificate for `name` (`certificate.pem`, `key.pem`).
+fn certify(directory: &Path, name: &str) {
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.distinguished_name.push(DnType::CommonName, "authority of the berth tests");
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("an authority");
+    let key = KeyPair::generate().expect("a key");
+    let certificate = CertificateParams::new([name.to_owned()]).expect("a name").signed_by(&key, &authority);
+    let certificate = certificate.expect("a certificate").pem();
+    for (file, text) in
+        [("authority.pem", authority.pem()), ("certificate.pem", certificate), ("key.pem", key.serialize_pem())]
+    {
+        fs::write(directory.join(file), text).expect("write");
     }
 }
 

@@ -56,6 +56,12 @@ impl Terminal {
         Terminal { child, controller, text, position: 0 }
     }
 
+    /// Kills the command (SIGKILL) and waits for its end; the terminal stays.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill the command");
+        self.child.wait().expect("wait for the command");
+    }
+
     /// Types.
     pub fn write(&mut self, text: &str) {
         self.controller.write_all(text.as_bytes()).expect("type");

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     process::{Output, Stdio},
     time::Duration,
 };
@@ -11,6 +11,7 @@ use berth_integration::{
     Agent, eventually, fixtures,
     layout::Layout,
     scenario::{agent, apply, container, exec, load, log, place, ready, run},
+    terminal::Terminal,
 };
 use serde_json::{Value, json};
 
@@ -305,4 +306,60 @@ fn fed_to_bash(script: &str) -> Output {
     let mut child = std::process::Command::new("bash").arg("-n").stdin(Stdio::piped()).spawn().expect("bash starts");
     child.stdin.take().expect("standard input").write_all(script.as_bytes()).expect("write");
     child.wait_with_output().expect("bash ends")
+}
+
+/// Processes of the container whose command line contains `marker`, by host pid.
+fn running(agent: &Agent, pod: &str, marker: &str) -> Vec<String> {
+    let script = format!(
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done 2>/dev/null | grep -F '{marker}' | grep -v grep"
+    );
+    let output = agent.cli(&["exec", pod, "--", "/bin/sh", "-c", &format!("{script}; true")]).expect("exec runs");
+    // The shell that looks has the marker in its own command line, too.
+    String::from_utf8_lossy(&output.stdout).lines().filter(|line| !line.contains("grep")).map(str::to_owned).collect()
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn what_an_exec_started_outlives_its_client_only_without_a_terminal() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    run(&agent, "web", WAIT, json!({}));
+    let web = ready(&agent, "web");
+    let limit = Duration::from_secs(10);
+    let gone = |marker: &str| {
+        eventually(&format!("{marker} ends"), limit, || running(&agent, &web, marker).is_empty().then_some(()))
+    };
+
+    // The terminal hangs up: SIGHUP to its session, and the end of it for who reads from it.
+    let exec = agent.command(&["exec", "-it", &web, "--", "sh", "-c", "echo begun; sleep 4001; echo on"]);
+    let mut terminal = Terminal::start(exec, 24, 80);
+    terminal.expect("begun", limit);
+    eventually("it runs", limit, || (!running(&agent, &web, "sleep 4001").is_empty()).then_some(()));
+    terminal.kill();
+    gone("sleep 4001");
+
+    // Without one it goes on, as upstream, for as long as it writes nothing …
+    let start = |arguments: &[&str]| {
+        let mut child = agent.command(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("exec");
+        let mut line = String::new();
+        let mut reader = BufReader::new(child.stdout.take().expect("its output"));
+        reader.read_line(&mut line).expect("a line");
+        assert_eq!(line, "begun\n");
+        // Held until the client is dead: its reader is not what the command is to miss.
+        child.kill().expect("kill -9");
+        child.wait().expect("it is gone");
+        drop(reader);
+    };
+    start(&["exec", &web, "--", "sh", "-c", "echo begun; sleep 4002; true"]);
+    assert!(!running(&agent, &web, "sleep 4002").is_empty(), "the command goes on");
+    // … and ends by SIGPIPE when it does,
+    start(&["exec", &web, "--", "sh", "-c", "echo begun; while sleep 0.1; do echo 4003; done"]);
+    gone("echo 4003");
+    // or at the end of what it reads.
+    start(&["exec", "-i", &web, "--", "sh", "-c", "echo begun; cat; : 4004"]);
+    gone(": 4004");
+    assert!(!running(&agent, &web, "sleep 4002").is_empty(), "the command still goes on");
+
+    agent.delete("web.json");
+    agent.gone("web");
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
@@ -93,6 +93,71 @@ fn rotation_loses_nothing_that_the_files_can_hold_and_nothing_to_a_follower() {
     agent.gone("chatty");
 }
 
+/// Names of the files in a directory, sorted.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("the directory");
+    let names = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+/// Waits until every rotated file but the newest is compressed; how many are.
+fn compressed(directory: &Path) -> usize {
+    eventually("the rotated logs are compressed", Duration::from_secs(20), || {
+        let names = names(directory);
+        let (newest, older) = names.split_last().expect("rotated files");
+        let done = older[1..].iter().all(|name| name.ends_with(".gz")) && !newest.contains(".gz");
+        (older[0] == "0.log" && !newest.contains(".tmp") && done).then(|| older.len() - 1)
+    })
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn rotated_logs_are_compressed_and_read_as_before_also_those_of_a_time_without_an_agent() {
+    const LINES: u32 = 4000;
+    let place = place();
+    let file = config(&place, "containerLogMaxSize: 64Ki\ncontainerLogMaxFiles: 100", "");
+    let mut agent = agent(&place, &["--config", &file]);
+    let go = place.path("go");
+    let wait = "; until [ -e /place/go ]; do sleep 0.1; done; ";
+    let script = format!("{}{wait}{}", count(LINES, ""), count(LINES, "; echo END; exec sleep 1000"));
+    let mut pod = manifest("chatty", &script);
+    let mount = json!([{ "name": "place", "mountPath": "/place" }]);
+    pod["spec"]["containers"][0]["volumeMounts"] = mount;
+    pod["spec"]["volumes"] = json!([{ "name": "place", "hostPath": { "path": place.path("") } }]);
+    agent.apply("chatty.json", &pod.to_string());
+    let pod = agent.ready("chatty");
+    let directory = directory(&agent, &pod);
+    eventually("the first half", Duration::from_secs(20), || (log(&agent, "chatty") == expected(LINES)).then_some(()));
+    let first = compressed(&directory);
+    assert!(first > 2, "{:?}", names(&directory));
+    assert_eq!(log(&agent, "chatty"), expected(LINES), "nothing is lost by it");
+    let head = fs::read(directory.join(&names(&directory)[1])).expect("the oldest");
+    assert_eq!(head[..2], [0x1f, 0x8b], "gzip");
+
+    agent.kill();
+    fs::write(go, "").expect("write");
+    let last = directory.join("0.log");
+    eventually("the second half, without an agent", Duration::from_secs(20), || {
+        fs::read_to_string(&last).is_ok_and(|text| text.ends_with("END\n")).then_some(())
+    });
+    let plain = names(&directory).iter().filter(|name| !name.ends_with(".gz")).count();
+    assert!(plain > 3, "rotated, but nobody is there to compress: {:?}", names(&directory));
+    let agent = Agent::start(&place, &["--config", &file]).expect("another agent");
+    assert!(compressed(&directory) > first);
+    let whole = expected(LINES) + &expected(LINES) + "END\n";
+    assert_eq!(log(&agent, "chatty"), whole);
+    let name = name(&agent, "chatty");
+    let tail: String = whole.split_inclusive('\n').skip(101).collect();
+    assert_eq!(agent.ok(&["logs", "--tail", &(2 * LINES - 100).to_string(), &name]), tail);
+    assert_eq!(agent.ok(&["logs", "--since", "1h", &name]), whole);
+    assert_eq!(agent.ok(&["logs", "--since", "2199-01-01T00:00:00Z", &name]), "");
+    agent.delete("chatty.json");
+    agent.gone("chatty");
+    assert!(!directory.exists(), "all forms of the logs go with the pod");
+}
+
 #[test]
 #[ignore = "rootful: run by make test with --include-ignored"]
 fn old_files_go_and_the_newest_lines_stay() {
@@ -101,11 +166,16 @@ fn old_files_go_and_the_newest_lines_stay() {
     let agent = agent(&place, &["--config", &file]);
     agent.apply("chatty.json", &fixtures::pod("chatty", &count(3000, "; echo END; exec sleep 1000")));
     let pod = agent.ready("chatty");
-    let text = eventually("the end of the log", Duration::from_secs(10), || {
-        let text = log(&agent, "chatty");
-        text.ends_with("END\n").then_some(text)
+    eventually("the end of the log", Duration::from_secs(10), || {
+        log(&agent, "chatty").ends_with("END\n").then_some(())
     });
-    assert_eq!(fs::read_dir(directory(&agent, &pod)).expect("the directory").count(), 3);
+    // One compressed, one as it was rotated, the current one; while one is being compressed there is one more.
+    eventually("as many files as there may be", Duration::from_secs(10), || {
+        let names = names(&directory(&agent, &pod));
+        let compressed = names.iter().filter(|name| name.ends_with(".gz")).count();
+        (names.len() == 3 && compressed == 1).then_some(())
+    });
+    let text = log(&agent, "chatty");
     let whole = expected(3000) + "END\n";
     assert!(whole.ends_with(&text) && text.len() > 10_000, "a suffix of the output, {} bytes", text.len());
 }

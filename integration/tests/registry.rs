@@ -213,6 +213,52 @@ fn a_pod_brings_its_own_credentials() {
     }
 }
 
+/// Pulls what must be refused; what is said.
+#[track_caller]
+fn refused(agent: &Agent, reference: &str) -> String {
+    let output = agent.cli(&["pull", reference]).expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{reference} was pulled: {said}");
+    assert!(images(agent).is_empty());
+    said
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn a_registry_with_tls_is_trusted_by_its_authority_and_under_its_name_only() {
+    let place = place();
+    let registry = Registry::start_with_tls(&place, 5443, "localhost");
+    registry.push("busybox:1", "test/busybox:1", "");
+    let (named, other) = ("localhost:5443/test/busybox:1", "127.0.0.1:5443/test/busybox:1");
+    // Registries on loopback are asked in plain text unless that is forbidden.
+    let registries = |ca: &str| {
+        let of = |host: &str| format!("{{ host: '{host}:5443', plainHTTP: false{ca} }}");
+        format!("registries: [{}, {}]", of("localhost"), of("127.0.0.1"))
+    };
+    {
+        let file = config(&place, "", &registries(""));
+        let mut agent = agent(&place, &["--config", &file]);
+        let said = refused(&agent, named);
+        assert!(said.contains("localhost:5443") && said.contains("UnknownIssuer"), "{said}");
+        agent.stop();
+    }
+    let not_pem = place.path("registry-5443/config.yml");
+    for (ca, expected) in [("/nowhere/ca.pem", "CA file /nowhere/ca.pem"), (&*not_pem.to_string_lossy(), "CA file")] {
+        let file = config(&place, "", &registries(&format!(", caFile: {ca}")));
+        let mut agent = agent(&place, &["--config", &file]);
+        let said = refused(&agent, named);
+        assert!(said.contains(expected) && said.contains(ca), "{said}");
+        agent.stop();
+    }
+    let file = config(&place, "", &registries(&format!(", caFile: {}", registry.authority().display())));
+    let agent = agent(&place, &["--config", &file]);
+    let said = refused(&agent, other);
+    assert!(said.contains("127.0.0.1:5443") && said.contains("not valid for name"), "another name: {said}");
+    agent.apply("web.json", &pod("web", named, None));
+    agent.ready("web");
+    assert_eq!(images(&agent).len(), 1);
+}
+
 #[test]
 #[ignore = "rootful: run by make test with --include-ignored"]
 fn pull_policies_decide_whether_the_registry_is_asked() {

@@ -10,7 +10,7 @@ use crate::{
     config::NodeConfig,
     server::{
         local::{ServerState, Version, router},
-        logs::LogWatch,
+        logs::{Compressor, LogWatch},
         socket, stream,
     },
     worker::run::Agent,
@@ -37,6 +37,10 @@ pub async fn run(config: NodeConfig) -> Result<(), Box<dyn Error + Send + Sync>>
         },
         watch: LogWatch::default(),
     };
+    // Without it logs take more room and nothing else changes.
+    if let Err(error) = Compressor::new(&layout.log).and_then(Compressor::spawn) {
+        warn!(directory = %layout.log.display(), %error, "rotated logs are not compressed, ignoring");
+    }
     let api = socket::bind_api(&layout.api_socket())?;
     let streams = socket::bind_stream(&layout.stream_socket())?;
     let node: Arc<dyn crate::worker::handle::Node> = agent.node.clone();

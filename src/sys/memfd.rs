@@ -1,4 +1,5 @@
-//! Sealed memory files: an executable that nobody can change any more, not even a container that is root.
+//! Memory files: sealed ones, executables that nobody can change any more, not even a container that is root; and plain
+//! ones.
 
 use std::{
     ffi::CStr,
@@ -27,6 +28,14 @@ pub fn sealed_copy(name: &CStr, source: &File) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     Ok(copy.into())
+}
+
+/// An empty file in memory that can be read and written, and is gone with its descriptor.
+///
+/// # Errors
+/// memfd_create(2) failed.
+pub fn unnamed(name: &CStr) -> io::Result<File> {
+    create_with(name, libc::MFD_CLOEXEC).map(File::from)
 }
 
 fn create(name: &CStr) -> io::Result<OwnedFd> {

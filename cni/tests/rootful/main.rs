@@ -2,5 +2,6 @@
 //! the machine it runs on is left alone.
 
 mod lifecycle;
+mod sctp;
 mod traffic;
 mod world;

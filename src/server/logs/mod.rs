@@ -1,5 +1,7 @@
-//! Container logs: read from the files the supervisor writes, joined, filtered and followed across rotations.
+//! Container logs: read from the files the supervisor writes, joined, filtered and followed across rotations; and
+//! the rotated ones compressed.
 
+mod compress;
 mod files;
 mod line;
 mod reader;
@@ -11,6 +13,7 @@ use axum::body::Bytes;
 use futures_util::{Stream, stream};
 use tokio::{sync::mpsc, task, time};
 
+pub use compress::Compressor;
 pub use files::LogFiles;
 pub use reader::{LogQuery, LogReader, Progress};
 pub use watch::{LogWatch, Watching};

@@ -1,7 +1,6 @@
 //! Reads the log of one attempt, across its rotated files, and keeps its place between calls.
 
 use std::{
-    fs::File,
     io::{self, BufRead, BufReader, Seek, SeekFrom},
     time::SystemTime,
 };
@@ -9,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    files::{LogFiles, Opened, ReverseLines},
+    files::{LogFiles, Part, ReverseLines},
     line::Line,
 };
 
@@ -58,12 +57,11 @@ pub struct LogReader {
 
 #[derive(Debug)]
 struct Place {
-    inode: u64,
-    file: BufReader<File>,
+    file: BufReader<Part>,
     /// A physical line whose end has not been read yet.
     unfinished: Vec<u8>,
     /// The file that follows, once it is known: when this one is then read to its end, it is done with.
-    next: Option<Opened>,
+    next: Option<Part>,
 }
 
 #[derive(Debug, Default)]
@@ -116,7 +114,7 @@ impl LogReader {
                 self.place = Some(Place::new(next));
                 self.take(&torn, out);
             } else {
-                place.next = self.files.successor(place.inode)?;
+                place.next = self.files.successor(place.file.get_ref())?;
                 if place.next.is_none() {
                     return Ok(Progress::CaughtUp);
                 }
@@ -173,8 +171,9 @@ impl LogReader {
         let mut parts: [Vec<Vec<u8>>; 2] = Default::default();
         let mut looked_back = 0;
         'files: for index in (0..files.len()).rev() {
-            let mut lines = ReverseLines::new(&files[index].file)?;
-            let mut end = files[index].file.metadata()?.len();
+            let file = files[index].file()?;
+            let mut end = file.metadata()?.len();
+            let mut lines = ReverseLines::new(file)?;
             while let Some((offset, bytes)) = lines.next_line()? {
                 let line_end = offset + bytes.len() as u64 + 1;
                 let Some(line) = Line::parse(&bytes) else { continue };
@@ -211,9 +210,9 @@ impl LogReader {
         if index >= files.len() {
             return Ok(None);
         }
-        let mut opened = files.swap_remove(index);
-        opened.file.seek(SeekFrom::Start(offset))?;
-        Ok(Some(Place::new(opened)))
+        let mut part = files.swap_remove(index);
+        part.file()?.seek(SeekFrom::Start(offset))?;
+        Ok(Some(Place::new(part)))
     }
 
     /// One physical line.
@@ -265,13 +264,8 @@ impl LogReader {
 }
 
 impl Place {
-    fn new(opened: Opened) -> Place {
-        Place {
-            inode: opened.inode,
-            file: BufReader::with_capacity(64 * 1024, opened.file),
-            unfinished: Vec::new(),
-            next: None,
-        }
+    fn new(part: Part) -> Place {
+        Place { file: BufReader::with_capacity(64 * 1024, part), unfinished: Vec::new(), next: None }
     }
 }
 

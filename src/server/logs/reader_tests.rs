@@ -1,14 +1,14 @@
 //! The reader against a writer that splits, interleaves and rotates as a supervisor does.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
 };
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{super::compress::compress_directory, *};
 
 /// Writes the log of attempt 0 and remembers what a reader ought to see.
 struct Writer {
@@ -181,6 +181,7 @@ enum Step {
     Line { stderr: bool, parts: usize },
     HalfLine,
     Rotate,
+    Compress,
     Read(usize),
 }
 
@@ -189,6 +190,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => (any::<bool>(), 0..3_usize).prop_map(|(stderr, parts)| Step::Line { stderr, parts }),
         1 => Just(Step::HalfLine),
         2 => Just(Step::Rotate),
+        1 => Just(Step::Compress),
         3 => (1..200_usize).prop_map(Step::Read),
     ];
     prop::collection::vec(step, 1..80)
@@ -222,6 +224,7 @@ proptest! {
                     expected.push_str(&format!("half {index}\n"));
                 }
                 Step::Rotate => writer.rotate(),
+                Step::Compress => compress_directory(directory.path()).unwrap(),
                 Step::Read(enough) => {
                     let mut out = Vec::new();
                     reader.read(&mut out, *enough).unwrap();
@@ -254,6 +257,9 @@ fn no_line_is_lost_while_another_thread_rotates() {
             writer.line("stdout", "F", &format!("{index}"));
             if index % 7 == 0 {
                 writer.rotate();
+            }
+            if index % 21 == 0 {
+                compress_directory(&writer.directory).unwrap();
             }
             // Old files go only when the reader has had a chance to open them, as the size of real files ensures.
             if index % 70 == 0 {

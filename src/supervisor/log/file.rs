@@ -1,6 +1,8 @@
 //! One container's log file: whole records only, rotated by its writer, who alone knows how long it is.
 
 use std::{
+    collections::BTreeMap,
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, IoSlice},
     os::{fd::AsFd, unix::fs::OpenOptionsExt},
@@ -12,6 +14,9 @@ use crate::{supervisor::spec::LogSpec, sys::stream};
 
 /// Records handed to the kernel at once: three parts each, and IOV_MAX is 1024.
 const BATCH: usize = 256;
+
+/// What the agent adds to a rotated file's name when it compresses it.
+const COMPRESSED: [&str; 2] = [".gz", ".tmp"];
 
 /// `<time> <stream> <tag> `: the part of a record before its content.
 const HEADER: usize = 30 + 1 + 6 + 1 + 1 + 1;
@@ -183,7 +188,7 @@ impl LogFile {
         // Two rotations within a second get the names of two seconds: the order by name stays the order in time.
         let mut second = (now() / 1_000_000_000).max(self.rotated_at + 1);
         let mut rotated = self.rotated_name(second);
-        while rotated.exists() {
+        while rotated.exists() || with_suffix(&rotated, COMPRESSED[0]).exists() {
             second += 1;
             rotated = self.rotated_name(second);
         }
@@ -212,22 +217,32 @@ impl LogFile {
         name.into()
     }
 
-    /// Keeps `max_files`, the current one included. A file that cannot be deleted stays, ignoring: the next rotation
-    /// tries again.
+    /// Keeps `max_files`, the current one included. The agent compresses rotated files (`<name>.tmp`, then `<name>.gz`),
+    /// perhaps at this moment: all forms of one rotated file count as one and go together. A file that cannot be deleted
+    /// stays, ignoring: the next rotation tries again.
     fn delete_oldest(&self) {
         let (Some(directory), Some(name)) = (self.path.parent(), self.path.file_name()) else { return };
         let prefix = [name.as_encoded_bytes(), b"."].concat();
         let Ok(entries) = fs::read_dir(directory) else { return };
-        let mut rotated = entries
-            .filter_map(|entry| Some(entry.ok()?.file_name()))
-            .filter(|name| name.as_encoded_bytes().starts_with(&prefix))
-            .collect::<Vec<_>>();
-        rotated.sort();
+        let mut rotated: BTreeMap<Vec<u8>, Vec<OsString>> = BTreeMap::new();
+        for name in entries.filter_map(|entry| Some(entry.ok()?.file_name())) {
+            let bytes = name.as_encoded_bytes();
+            if bytes.starts_with(&prefix) {
+                let form = COMPRESSED.iter().find_map(|suffix| bytes.strip_suffix(suffix.as_bytes()));
+                rotated.entry(form.unwrap_or(bytes).to_vec()).or_default().push(name);
+            }
+        }
         let excess = rotated.len().saturating_sub(self.max_files as usize - 1);
-        for name in &rotated[..excess] {
+        for name in rotated.into_values().take(excess).flatten() {
             let _ = fs::remove_file(directory.join(name));
         }
     }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 fn create(path: &Path) -> io::Result<File> {
@@ -328,6 +343,21 @@ mod tests {
         assert!(kept.len() > 500 && output.as_bytes().ends_with(&kept));
         let suffix = files[0].extension().unwrap().to_str().unwrap();
         assert_eq!((suffix.len(), suffix.as_bytes()[8]), (15, b'-'));
+    }
+
+    #[test]
+    fn a_rotated_file_counts_once_in_whatever_forms_it_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = log(directory.path(), 100, 3);
+        let rotated = |name: &str| directory.path().join(format!("0.log.20200101-00000{name}"));
+        for name in ["0.gz", "1", "1.tmp", "2", "2.gz"] {
+            fs::write(rotated(name), "").unwrap();
+        }
+        feed(&mut log, Stream::Stdout, &[b'x'; 150], &[150]);
+        feed(&mut log, Stream::Stdout, b"rotates\n", &[64]);
+        let kept = files(directory.path());
+        assert_eq!(kept[..2], [rotated("2"), rotated("2.gz")], "{kept:?}");
+        assert_eq!(kept.len(), 4, "what was rotated now, and the current file: {kept:?}");
     }
 
     #[test]
