@@ -13,6 +13,7 @@ pub mod image;
 pub mod network;
 pub mod obs;
 pub mod pod;
+pub mod probe;
 pub mod runtime;
 pub mod server;
 pub mod source;

@@ -56,6 +56,11 @@ const RULES: &[Rule] = &[
     Rule { module: "cgroup", may_use: &["cgroup", "sys", "api", "supervisor::spec"], never: &["tokio"] },
     Rule { module: "image", may_use: &["image", "store", "sys"], never: &["k8s_openapi"] },
     Rule { module: "network", may_use: &["network", "store", "api"], never: &["tokio"] },
+    Rule {
+        module: "probe",
+        may_use: &["probe", "runtime::client", "supervisor::spec", "sys"],
+        never: &["tracing", "std::fs", "Timestamp::now"],
+    },
     Rule { module: "volume", may_use: &["volume", "store", "sys", "api"], never: &["tokio"] },
 ];
 
