@@ -91,7 +91,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         hostname_override,
         image_pull_secrets,
         init_containers,
-        readiness_gates,
         resource_claims,
         resources,
         security_context,
@@ -111,6 +110,7 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         subdomain: _,
         // Honoured by the pod's life cycle.
         active_deadline_seconds: _,
+        readiness_gates: _,
         restart_policy: _,
         termination_grace_period_seconds: _,
         // Decided at admission, as far as it concerns a node.
@@ -154,7 +154,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         // As upstream does when it cannot find one: the pull goes on without and may be allowed all the same.
         issues.warn("spec.imagePullSecrets", "secrets are not supported yet; images are pulled without these");
     }
-    issues.refuse_if(any(readiness_gates), "spec.readinessGates", "readiness gates are not supported yet");
     issues.refuse_if(any(resource_claims), "spec.resourceClaims", "resource claims are not supported yet");
     if let Some(ResourceRequirements { claims, limits, requests }) = resources {
         let set = any(claims) || [limits, requests].into_iter().flatten().any(|list| !list.is_empty());
@@ -227,9 +226,13 @@ mod tests {
                     "resources": {"limits": {"cpu": "1", "memory": "64Mi", "hugepages-2Mi": "2Mi"}},
                     "env": [{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
                     "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+                    "lifecycle": {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"sleep": {"seconds": 1}}},
+                    "restartPolicy": "Never",
+                    "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [3]}}],
                     "securityContext": {"privileged": true, "appArmorProfile": {"type": "Unconfined"}},
                 }],
-                "initContainers": [{"name": "first", "image": "busybox"}],
+                "initContainers": [{"name": "first", "image": "busybox"}, {"name": "beside", "restartPolicy": "Always"}],
+                "readinessGates": [{"conditionType": "example.com/open"}],
                 "securityContext": {"fsGroup": 7, "seLinuxOptions": {}},
                 "volumes": [
                     {"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
@@ -260,12 +263,10 @@ mod tests {
     #[test]
     fn what_is_not_honoured_is_named_by_its_path() {
         let probe = json!({"tcpSocket": {"port": 80}});
-        let hook = json!({"exec": {"command": ["true"]}});
         let cases: &[(&str, Value, &str)] = &[
             ("/spec/ephemeralContainers", json!([{"name": "debug"}]), "spec.ephemeralContainers"),
             ("/spec/hostUsers", json!(false), "spec.hostUsers"),
             ("/spec/hostnameOverride", json!("x"), "spec.hostnameOverride"),
-            ("/spec/readinessGates", json!([{"conditionType": "x"}]), "spec.readinessGates"),
             ("/spec/resourceClaims", json!([{"name": "x"}]), "spec.resourceClaims"),
             ("/spec/resources", json!({"limits": {"cpu": "1"}}), "spec.resources"),
             (
@@ -277,8 +278,6 @@ mod tests {
             ("/spec/containers/0/livenessProbe", probe.clone(), "spec.containers[0].livenessProbe"),
             ("/spec/containers/0/readinessProbe", probe.clone(), "spec.containers[0].readinessProbe"),
             ("/spec/containers/0/startupProbe", probe, "spec.containers[0].startupProbe"),
-            ("/spec/containers/0/lifecycle", json!({"preStop": hook}), "spec.containers[0].lifecycle.preStop"),
-            ("/spec/containers/0/lifecycle", json!({"postStart": hook}), "spec.containers[0].lifecycle.postStart"),
             (
                 "/spec/containers/0/envFrom",
                 json!([{"secretRef": {"name": "x"}}]),
@@ -294,7 +293,6 @@ mod tests {
                 json!([{"name": "x", "devicePath": "/dev/x"}]),
                 "spec.containers[0].volumeDevices",
             ),
-            ("/spec/containers/0/restartPolicy", json!("Never"), "spec.containers[0].restartPolicy"),
             (
                 "/spec/containers/0/resources",
                 json!({"limits": {"example.com/gpu": "1"}}),
@@ -305,7 +303,6 @@ mod tests {
                 json!("Unmasked"),
                 "spec.containers[0].securityContext.procMount",
             ),
-            ("/spec/initContainers/0/restartPolicy", json!("Always"), "spec.initContainers[0].restartPolicy"),
             ("/spec/volumes/1", json!({"name": "v", "nfs": {"server": "s", "path": "/"}}), "spec.volumes[1].nfs"),
             (
                 "/spec/volumes/1",

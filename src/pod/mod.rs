@@ -9,6 +9,7 @@ pub mod admission;
 pub mod backoff;
 #[cfg(test)]
 mod change_tests;
+mod conditions;
 pub mod desired;
 pub mod desired_objects;
 pub mod happening;
@@ -19,6 +20,7 @@ pub mod outcome;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
+pub mod policy;
 pub mod preemption;
 pub mod resize;
 pub mod restart;
@@ -27,7 +29,7 @@ pub mod status;
 pub mod taints;
 pub mod verdict;
 
-pub use action::Action;
+pub use action::{Action, Hook};
 pub use admission::Rejection;
 pub use memory::{Memory, Termination};
 pub use observed::ObservedPod;

@@ -1,14 +1,19 @@
 //! Small changes to a healthy pod, each named by a sentence.
 
+mod hooks;
+mod restarts;
+mod sidecars;
+mod statuses;
+
 use k8s_openapi::{
     api::core::v1::{Container, Pod, PodSpec, PodStatus, Volume},
     jiff::{SignedDuration, Timestamp},
 };
 
 use super::{
-    Action, Eviction, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
+    Action, Eviction, Hook, Memory, NodeView, ObservedPod, Outcome, Plan, Rejection,
     backoff::CRASH_LOOP,
-    observed::{Attempt, AttemptState, Ended, Leftovers, Network, Prepared, ResolvedImage, Sandbox, Written},
+    observed::{Attempt, AttemptState, Ended, HookEnd, Leftovers, Network, Prepared, ResolvedImage, Sandbox, Written},
     plan::plan,
 };
 
@@ -33,7 +38,17 @@ fn attempt(number: u32, state: AttemptState) -> Attempt {
 }
 
 fn attempt_of(generation: u32, number: u32, state: AttemptState) -> Attempt {
-    Attempt { number, generation, id: format!("{number:064x}"), image_id: "sha256:aa".to_owned(), state }
+    Attempt {
+        number,
+        generation,
+        epoch: 0,
+        id: format!("{number:064x}"),
+        image_id: "sha256:aa".to_owned(),
+        image_ref: "docker.io/library/busybox@sha256:bb".to_owned(),
+        stop_signal: 15,
+        user: None,
+        state,
+    }
 }
 
 pub(super) fn running(number: u32) -> Attempt {
@@ -94,7 +109,7 @@ impl Case {
     fn ready(&mut self, container: &str, attempt: u32) {
         let generation = self.observed.generation;
         self.observed.images.insert(container.to_owned(), ResolvedImage { attempt, id: "sha256:aa".to_owned() });
-        self.observed.prepared.insert(container.to_owned(), Prepared { attempt, generation });
+        self.observed.prepared.insert(container.to_owned(), Prepared { attempt, generation, epoch: 0 });
     }
 
     pub(super) fn set(&mut self, container: &str, attempts: Vec<Attempt>) {
@@ -103,6 +118,34 @@ impl Case {
 
     pub(super) fn spec(&mut self) -> &mut PodSpec {
         self.pod.spec.as_mut().expect("a spec")
+    }
+
+    /// The actor has begun and seen the end of an action at `now`.
+    fn did(&mut self, action: Action, outcome: Outcome) {
+        self.memory.begun(&action, &CRASH_LOOP, self.now);
+        self.memory.ended(&action, None, self.now);
+        self.observed.apply(&action, outcome);
+    }
+
+    /// The actor has begun what the plan says, and noted what it means.
+    fn begin(&mut self) -> Vec<Action> {
+        let plan = self.plan();
+        if plan.going_down {
+            self.memory.down_since.get_or_insert(self.now);
+        }
+        for action in &plan.actions {
+            self.memory.begun(action, &CRASH_LOOP, self.now);
+        }
+        plan.actions
+    }
+
+    /// A field of the main container `app`, as in a manifest.
+    fn app(&mut self, field: &str, value: serde_json::Value) {
+        let index = self.spec().containers.iter().position(|one| one.name == "app").expect("app");
+        let app = &mut self.spec().containers[index];
+        let mut json = serde_json::to_value(&*app).expect("JSON");
+        json[field] = value;
+        *app = serde_json::from_value(json).expect("a container");
     }
 
     pub(super) fn policy(&mut self, policy: &str) {
@@ -124,11 +167,11 @@ pub(super) fn start(container: &str, attempt: u32) -> Action {
 }
 
 pub(super) fn release(container: &str, attempt: u32) -> Action {
-    Action::ReleaseContainer { container: container.to_owned(), attempt, generation: 1 }
+    Action::ReleaseContainer { container: container.to_owned(), attempt, generation: 1, epoch: 0 }
 }
 
 pub(super) fn prepare(container: &str, attempt: u32, generation: u32) -> Action {
-    Action::PrepareContainer { container: container.to_owned(), attempt, generation }
+    Action::PrepareContainer { container: container.to_owned(), attempt, generation, epoch: 0 }
 }
 
 pub(super) fn resolve(container: &str, attempt: u32) -> Action {
@@ -244,10 +287,10 @@ fn nothing_is_begun_twice() {
     let of_a_lost_sandbox = |case: &mut Case| {
         released(case);
         case.observed.generation = 2;
-        case.observed.prepared.insert("app".to_owned(), Prepared { attempt: 0, generation: 2 });
+        case.observed.prepared.insert("app".to_owned(), Prepared { attempt: 0, generation: 2, epoch: 0 });
         case.set("init", vec![attempt_of(2, 1, ended(0, 0, 9).state)]);
     };
-    let again = Action::ReleaseContainer { container: "app".to_owned(), attempt: 0, generation: 2 };
+    let again = Action::ReleaseContainer { container: "app".to_owned(), attempt: 0, generation: 2, epoch: 0 };
     case("but what was let go in another sandbox is not in this one", of_a_lost_sandbox, &[again]);
 }
 

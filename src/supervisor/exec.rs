@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
 };
 
 use super::{
@@ -24,6 +25,8 @@ pub struct Exec {
     pidfd: OwnedFd,
     /// The set-up report, until it has ended.
     pub status: Option<Status>,
+    /// Where its end is recorded, if it is a hook.
+    pub record: Option<PathBuf>,
     /// Why it could not be started: told when the child has been reaped.
     pub failure: Option<StartError>,
 }
@@ -51,7 +54,8 @@ impl Exec {
         };
         let Spawned { pid, pidfd, status, console_socket } = container::exec(spec, launch, init, stdio, context)?;
         let status = Status::new(status, console_socket).map_err(|error| start_error("watch the process", &error))?;
-        Ok(Exec { connection, request: Some(request), pid, pidfd, status: Some(status), failure: None })
+        let record = None;
+        Ok(Exec { connection, request: Some(request), pid, pidfd, status: Some(status), record, failure: None })
     }
 
     /// Reads the set-up report; `Some` once, at its end. A failure is kept until the child has been reaped.

@@ -140,6 +140,9 @@ impl Actor {
             }
             known = wanted.clone();
             let plan = plan(&self.pod, &self.observed, &self.memory, &self.node, now);
+            if plan.going_down {
+                self.memory.down_since.get_or_insert(now);
+            }
             self.publish(plan.status, &stages, std::mem::take(&mut changes.unreported));
             if self.observed.forgotten {
                 // A pull that nobody waits for any more is the only thing that can be under way here.
@@ -191,7 +194,7 @@ impl Actor {
         tasks: &mut HashMap<Id, Task>,
     ) {
         debug!(pod = self.name(), ?action, "begin");
-        if let Some(happening) = happening::begun(&action, &self.memory, &self.observed) {
+        if let Some(happening) = happening::begun(&self.pod, &action, &self.memory, &self.observed) {
             self.host.happened(&self.pod, happening);
         }
         self.memory.begun(&action, &self.node.crash_loop, now);
@@ -433,6 +436,8 @@ fn stage_name(action: &Action) -> String {
         Action::ResizePod { .. } => "resized".to_owned(),
         Action::StartContainer { container, .. } => format!("{container}/started"),
         Action::ReleaseContainer { container, .. } => format!("{container}/released"),
+        Action::RunHook { container, hook, .. } => format!("{container}/{}", hook.name()),
+        Action::AbandonHook { container, hook, .. } => format!("{container}/{}-abandoned", hook.name()),
         Action::StopContainer { container, .. } => format!("{container}/stop"),
         Action::KillContainer { container, .. } => format!("{container}/kill"),
         Action::RemoveAttempt { container, attempt } => format!("{container}/{attempt}/removed"),

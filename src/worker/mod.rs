@@ -6,6 +6,7 @@ pub mod actor;
 mod actor_tests;
 pub mod execute;
 pub mod handle;
+mod hooks;
 pub mod host;
 mod inputs;
 mod machine;

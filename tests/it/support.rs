@@ -16,15 +16,12 @@ fn pods() -> Vec<Value> {
             {"name": "C", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "p", "key": "k"}}},
         ],
         "envFrom": [{"configMapRef": {"name": "c"}}, {"secretRef": {"name": "c"}}],
-        "lifecycle": {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"exec": {"command": ["true"]}}},
         "livenessProbe": probe, "readinessProbe": probe, "startupProbe": probe,
         "resources": {
             "claims": [{"name": "x"}],
             "limits": {"ephemeral-storage": "1Gi", "example.com/device": "1"},
             "requests": {"example.com/other": "1"},
         },
-        "restartPolicy": "Always",
-        "restartPolicyRules": [{"action": "Restart"}],
         "securityContext": {
             "appArmorProfile": {"type": "RuntimeDefault"}, "procMount": "Unmasked",
             "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
@@ -71,7 +68,7 @@ fn pods() -> Vec<Value> {
             "containers": [container],
             "ephemeralContainers": [{"name": "debug"}],
             "hostUsers": false, "hostnameOverride": "x", "imagePullSecrets": [{"name": "x"}],
-            "os": {"name": "windows"}, "readinessGates": [{"conditionType": "x"}],
+            "os": {"name": "windows"},
             "resourceClaims": [{"name": "x"}], "resources": {"limits": {"cpu": "1"}}, "runtimeClassName": "x",
             "securityContext": {
                 "appArmorProfile": {"type": "RuntimeDefault"}, "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
@@ -105,7 +102,7 @@ fn what_the_code_does_not_honour_is_in_the_documentation() {
         let pod = serde_json::from_value(pod).expect("a pod");
         fields.extend(unsupported(&pod).iter().map(|issue| documented(&issue.field)));
     }
-    assert!(fields.len() > 60, "only {}: {fields:?}", fields.len());
+    assert!(fields.len() > 55, "only {}: {fields:?}", fields.len());
     let missing: Vec<&String> = fields.iter().filter(|field| !text.contains(&format!("`{field}`"))).collect();
     assert!(missing.is_empty(), "not in docs/support.md: {missing:?}");
 }

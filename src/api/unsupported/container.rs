@@ -1,7 +1,7 @@
 //! The fields of a container.
 
 use k8s_openapi::api::core::v1::{
-    Container, EnvFromSource, EnvVar, EnvVarSource, Lifecycle, ResourceRequirements, SecurityContext, VolumeMount,
+    Container, EnvFromSource, EnvVar, EnvVarSource, ResourceRequirements, SecurityContext, VolumeMount,
 };
 
 use super::{Issues, any, has_labels};
@@ -15,12 +15,9 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
     let Container {
         env,
         env_from,
-        lifecycle,
         liveness_probe,
         readiness_probe,
         resources,
-        restart_policy,
-        restart_policy_rules,
         security_context,
         startup_probe,
         volume_devices,
@@ -30,8 +27,11 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
         command: _,
         image: _,
         image_pull_policy: _,
+        lifecycle: _,
         name: _,
         ports: _,
+        restart_policy: _,
+        restart_policy_rules: _,
         stdin: _,
         stdin_once: _,
         termination_message_path: _,
@@ -48,9 +48,6 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
     for (index, source) in env_from.iter().flatten().enumerate() {
         check_env_from(source, &format!("{path}.envFrom[{index}]"), issues);
     }
-    if let Some(lifecycle) = lifecycle {
-        check_lifecycle(lifecycle, path, issues);
-    }
     for (name, probe) in
         [("livenessProbe", liveness_probe), ("readinessProbe", readiness_probe), ("startupProbe", startup_probe)]
     {
@@ -59,16 +56,6 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
     if let Some(resources) = resources {
         check_resources(resources, path, issues);
     }
-    issues.refuse_if(
-        restart_policy.as_ref().is_some_and(|policy| !policy.is_empty()),
-        format!("{path}.restartPolicy"),
-        "a restart policy of its own (a sidecar's, for example) is not supported yet",
-    );
-    issues.refuse_if(
-        any(restart_policy_rules),
-        format!("{path}.restartPolicyRules"),
-        "restart rules are not supported yet",
-    );
     if let Some(context) = security_context {
         check_security(context, &format!("{path}.securityContext"), issues);
     }
@@ -109,14 +96,6 @@ fn check_env_from(source: &EnvFromSource, path: &str, issues: &mut Issues) {
     let EnvFromSource { config_map_ref, prefix: _, secret_ref } = source;
     issues.refuse_if(config_map_ref.is_some(), format!("{path}.configMapRef"), "config maps are not supported yet");
     issues.refuse_if(secret_ref.is_some(), format!("{path}.secretRef"), "secrets are not supported yet");
-}
-
-fn check_lifecycle(lifecycle: &Lifecycle, path: &str, issues: &mut Issues) {
-    // stopSignal is honoured.
-    let Lifecycle { post_start, pre_stop, stop_signal: _ } = lifecycle;
-    for (name, hook) in [("postStart", post_start), ("preStop", pre_stop)] {
-        issues.refuse_if(hook.is_some(), format!("{path}.lifecycle.{name}"), "lifecycle hooks are not supported yet");
-    }
 }
 
 fn check_resources(resources: &ResourceRequirements, path: &str, issues: &mut Issues) {
