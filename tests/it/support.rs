@@ -102,7 +102,7 @@ fn what_the_code_does_not_honour_is_in_the_documentation() {
         let pod = serde_json::from_value(pod).expect("a pod");
         fields.extend(unsupported(&pod).iter().map(|issue| documented(&issue.field)));
     }
-    assert!(fields.len() > 55, "only {}: {fields:?}", fields.len());
+    assert!(fields.len() > 40, "only {}: {fields:?}", fields.len());
     let missing: Vec<&String> = fields.iter().filter(|field| !text.contains(&format!("`{field}`"))).collect();
     assert!(missing.is_empty(), "not in docs/support.md: {missing:?}");
 }
