@@ -11,7 +11,7 @@ use std::{
 
 use berth::{
     runtime::{
-        client::{ClientError, Connected, Event, Supervisor},
+        client::{ClientError, Connected, Event, Exec, HookRun, Supervisor},
         spawn::SealedBinary,
     },
     store::{
@@ -22,8 +22,8 @@ use berth::{
         SOCKET,
         protocol::{Call, Request},
         spec::{
-            CgroupPlacement, DeviceSpec, ExecSpec, ExitRecord, LaunchSpec, LogSpec, MountKind, MountSpec, PidMode,
-            Propagation, RecursiveReadOnly, RootfsSpec, SandboxSpec, StdioSpec, UserSpec, VERSION,
+            CgroupPlacement, DeviceSpec, ExecSpec, ExitRecord, HookRecord, LaunchSpec, LogSpec, MountKind, MountSpec,
+            PidMode, Propagation, RecursiveReadOnly, RootfsSpec, SandboxSpec, StdioSpec, UserSpec, VERSION,
         },
     },
     sys::{pidfd, process, seqpacket},
@@ -139,6 +139,8 @@ impl World {
             id: format!("{:064x}", 7),
             image: "busybox".into(),
             image_id: "sha256:0".into(),
+            image_ref: String::new(),
+            epoch: 0,
             args: ["/bin/sh", "-c", script].map(Into::into).to_vec(),
             env: vec![("PATH".into(), "/bin".into())],
             cwd: "/".into(),
@@ -729,5 +731,85 @@ async fn an_idle_supervisor_sleeps_and_is_small() {
     assert_eq!(switches(), before);
     let memory = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
     eprintln!("{memory}");
+    connected.supervisor.shutdown().await.unwrap();
+}
+
+/// A hook that has been begun, or joined.
+fn running(run: HookRun) -> Exec {
+    match run {
+        HookRun::Running(exec) => exec,
+        HookRun::Ended { .. } => panic!("{run:?}"),
+    }
+}
+
+#[tokio::test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+async fn a_hook_runs_once_and_the_next_agent_joins_it() {
+    let mut world = World::new();
+    let connected = world.spawn().await;
+    let directory = world.container("app", "sleep 1000", |_| {});
+    connected.supervisor.start(&directory, false).await.unwrap().unwrap();
+    let record = world.directories.attempt("app", 0).post_start_file();
+    let hook = exec("app", "echo ran >> /ran; while [ ! -e /go ]; do sleep 0.02; done; exit 3");
+    let first = running(connected.supervisor.hook(hook.clone(), &record).await.unwrap().unwrap());
+
+    // The agent dies; the next one asks for the same.
+    let id = first.id;
+    drop((first, connected));
+    let next = Supervisor::reconnect(&world.directories).await.unwrap();
+    let mut joined = running(next.supervisor.hook(hook.clone(), &record).await.unwrap().unwrap());
+    assert_eq!(joined.id, id);
+    assert!(!record.exists(), "it has not ended");
+    let (given, ..) = streams();
+    let mut go = next.supervisor.exec(exec("app", ">/go"), given).await.unwrap().unwrap();
+    assert_eq!(patiently(go.wait()).await.unwrap().exit_code, 0);
+    assert_eq!(patiently(joined.wait()).await.unwrap().exit_code, 3);
+    let written: HookRecord = durable::read_json(&record).unwrap().expect("on record before it is told");
+    assert_eq!(written.failure.as_deref(), Some("command terminated with exit code 3"));
+    let again = next.supervisor.hook(hook, &record).await.unwrap().unwrap();
+    let HookRun::Ended { failure } = again else { panic!("{again:?}") };
+    assert_eq!(failure, written.failure);
+    let (given, output, _errors) = streams();
+    let mut count = next.supervisor.exec(exec("app", "cat /ran"), given).await.unwrap().unwrap();
+    patiently(count.wait()).await.unwrap();
+    assert_eq!(text(output), "ran\n");
+
+    // One that is given up ends as anything that is killed.
+    let record = world.directories.attempt("app", 0).pre_stop_file();
+    let long = next.supervisor.hook(exec("app", "sleep 1000"), &record).await.unwrap().unwrap();
+    let mut long = running(long);
+    next.supervisor.exec_kill(long.id).await.unwrap();
+    assert_eq!(patiently(long.wait()).await.unwrap().exit_code, 137);
+    assert!(record.exists());
+    next.supervisor.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+async fn a_container_can_look_at_another_and_ends_with_it() {
+    let mut world = World::new();
+    let mut connected = world.spawn().await;
+    let target = |launch: &mut LaunchSpec| launch.pid = PidMode::Target("app".into());
+    // Nothing to look at: no namespace of its own instead.
+    let early = world.container("early", "true", target);
+    let error = patiently(connected.supervisor.start(&early, false)).await.unwrap().unwrap_err();
+    assert_eq!((error.step.as_str(), error.message.as_str()), ("join the PID namespace of app", "it does not run"));
+
+    let app = world.container("app", "sleep 1000", |_| {});
+    connected.supervisor.start(&app, false).await.unwrap().unwrap();
+    let short = world.container("short", "echo $(cat /proc/1/cmdline | tr '\\0' ' ')", target);
+    connected.supervisor.start(&short, false).await.unwrap().unwrap();
+    assert_eq!(next(&mut connected).await, exited("short"));
+    assert_eq!(world.lines("short"), ["sleep 1000"]);
+    let running = connected.supervisor.observe().await.unwrap().running;
+    assert_eq!(running.len(), 1, "whoever looks harms nobody by ending: {running:?}");
+
+    let long = world.container("long", "sleep 1000", target);
+    connected.supervisor.start(&long, false).await.unwrap().unwrap();
+    connected.supervisor.kill("app").await.unwrap();
+    let mut ended = [next(&mut connected).await, next(&mut connected).await];
+    ended.sort_by_key(|event| format!("{event:?}"));
+    assert_eq!(ended, [exited("app"), exited("long")], "the namespace ends with its first process");
+    assert_eq!((world.exit("long").exit_code, world.exit("long").user), (137, Some((0, 0, vec![0]))));
     connected.supervisor.shutdown().await.unwrap();
 }

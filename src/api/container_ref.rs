@@ -1,8 +1,8 @@
 //! One container of a pod, whichever of the three lists it stands in.
 
 use k8s_openapi::api::core::v1::{
-    Container, EnvFromSource, EnvVar, EphemeralContainer, Lifecycle, Pod, ResourceRequirements, SecurityContext,
-    VolumeDevice, VolumeMount,
+    Container, ContainerPort, EnvFromSource, EnvVar, EphemeralContainer, Lifecycle, Pod, ResourceRequirements,
+    SecurityContext, VolumeDevice, VolumeMount,
 };
 
 /// A container of a pod.
@@ -107,6 +107,11 @@ impl<'a> ContainerRef<'a> {
         field!(self.security_context).as_ref()
     }
 
+    /// Ports it names.
+    pub fn ports(self) -> &'a [ContainerPort] {
+        field!(self.ports).as_deref().unwrap_or_default()
+    }
+
     /// Volumes it sees.
     pub fn volume_mounts(self) -> &'a [VolumeMount] {
         field!(self.volume_mounts).as_deref().unwrap_or_default()
@@ -120,6 +125,11 @@ impl<'a> ContainerRef<'a> {
     /// Where the container finds the file for its last words; empty: nowhere.
     pub fn termination_message_path(self) -> &'a str {
         field!(self.termination_message_path).as_deref().unwrap_or("/dev/termination-log")
+    }
+
+    /// Where its last words are looked for besides.
+    pub fn termination_message_policy(self) -> Option<&'a str> {
+        field!(self.termination_message_policy).as_deref()
     }
 
     /// Has a terminal.

@@ -17,6 +17,7 @@ pub mod qos;
 pub mod quantity;
 pub mod references;
 pub mod resources;
+pub mod signals;
 pub mod static_object;
 pub mod static_pod;
 pub mod sysctl;

@@ -72,6 +72,8 @@ pub fn static_pod(written: Pod, origin: Origin<'_>, node: &str, seen: Timestamp)
     metadata.namespace =
         metadata.namespace.take().filter(|namespace| !namespace.is_empty()).or(Some("default".to_owned()));
     metadata.creation_timestamp = Some(Time(seen));
+    // As an API server begins to count; whoever changes the pod in place counts on.
+    metadata.generation = Some(1);
     let annotations = metadata.annotations.get_or_insert_with(BTreeMap::new);
     annotations.insert(HASH_ANNOTATION.to_owned(), uid.clone());
     annotations.insert(SEEN_ANNOTATION.to_owned(), seen.to_string());
@@ -171,6 +173,7 @@ mod tests {
         let metadata = &pod.metadata;
         assert_eq!(metadata.name.as_deref(), Some("web-node1"));
         assert_eq!(metadata.namespace.as_deref(), Some("default"));
+        assert_eq!(metadata.generation, Some(1));
         let annotations = metadata.annotations.as_ref().unwrap();
         assert_eq!(annotations[HASH_ANNOTATION], *metadata.uid.as_ref().unwrap());
         assert_eq!(annotations[SOURCE_ANNOTATION], "file");

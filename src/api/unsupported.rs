@@ -90,7 +90,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         host_users,
         hostname_override,
         init_containers,
-        readiness_gates,
         resource_claims,
         resources,
         security_context,
@@ -114,6 +113,7 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         enable_service_links: _,
         // Honoured by the pod's life cycle.
         active_deadline_seconds: _,
+        readiness_gates: _,
         restart_policy: _,
         termination_grace_period_seconds: _,
         // Decided at admission, as far as it concerns a node.
@@ -153,7 +153,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         "spec.hostnameOverride",
         "overriding the host name is not supported yet; hostname and setHostnameAsFQDN are",
     );
-    issues.refuse_if(any(readiness_gates), "spec.readinessGates", "readiness gates are not supported yet");
     issues.refuse_if(any(resource_claims), "spec.resourceClaims", "resource claims are not supported yet");
     // Honoured by the pod's cgroup and by those of containers without limits of their own.
     if let Some(ResourceRequirements { claims, limits: _, requests: _ }) = resources {
@@ -229,10 +228,14 @@ mod tests {
                     "envFrom": [{"secretRef": {"name": "x"}}, {"configMapRef": {"name": "x"}, "prefix": "P_"}],
                     "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
                     "volumeDevices": [{"name": "claim", "devicePath": "/dev/x"}],
+                    "lifecycle": {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"sleep": {"seconds": 1}}},
+                    "restartPolicy": "Never",
+                    "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [3]}}],
                     "securityContext": {"privileged": true, "appArmorProfile": {"type": "Unconfined"}},
                 }],
-                "initContainers": [{"name": "first", "image": "busybox"}],
+                "initContainers": [{"name": "first", "image": "busybox"}, {"name": "beside", "restartPolicy": "Always"}],
                 "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "1Gi"}},
+                "readinessGates": [{"conditionType": "example.com/open"}],
                 "securityContext": {"fsGroup": 7, "seLinuxOptions": {}},
                 "volumes": [
                     {"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
@@ -268,12 +271,10 @@ mod tests {
 
     #[test]
     fn what_is_not_honoured_is_named_by_its_path() {
-        let hook = json!({"exec": {"command": ["true"]}});
         let cases: &[(&str, Value, &str)] = &[
             ("/spec/ephemeralContainers", json!([{"name": "debug"}]), "spec.ephemeralContainers"),
             ("/spec/hostUsers", json!(false), "spec.hostUsers"),
             ("/spec/hostnameOverride", json!("x"), "spec.hostnameOverride"),
-            ("/spec/readinessGates", json!([{"conditionType": "x"}]), "spec.readinessGates"),
             ("/spec/resourceClaims", json!([{"name": "x"}]), "spec.resourceClaims"),
             ("/spec/resources", json!({"claims": [{"name": "x"}]}), "spec.resources.claims"),
             (
@@ -282,9 +283,6 @@ mod tests {
                 "spec.securityContext.appArmorProfile",
             ),
             ("/spec/securityContext/seLinuxOptions", json!({"level": "s0"}), "spec.securityContext.seLinuxOptions"),
-            ("/spec/containers/0/lifecycle", json!({"preStop": hook}), "spec.containers[0].lifecycle.preStop"),
-            ("/spec/containers/0/lifecycle", json!({"postStart": hook}), "spec.containers[0].lifecycle.postStart"),
-            ("/spec/containers/0/restartPolicy", json!("Never"), "spec.containers[0].restartPolicy"),
             (
                 "/spec/containers/0/resources",
                 json!({"limits": {"example.com/gpu": "1"}}),
@@ -295,7 +293,6 @@ mod tests {
                 json!("Unmasked"),
                 "spec.containers[0].securityContext.procMount",
             ),
-            ("/spec/initContainers/0/restartPolicy", json!("Always"), "spec.initContainers[0].restartPolicy"),
             (
                 "/spec/volumes/1",
                 json!({"name": "v", "projected": {"sources": [{"configMap": {"name": "c"}}, {"clusterTrustBundle": {"path": "p"}}]}}),

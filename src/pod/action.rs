@@ -3,6 +3,24 @@
 use std::collections::BTreeMap;
 
 use super::{restart::RestartReason, verdict::Verdict};
+/// A hook of a container's life cycle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// Beside the container's first moments: it does not count as running before this has succeeded.
+    PostStart,
+    /// Before the stop signal, within the grace period.
+    PreStop,
+}
+
+impl Hook {
+    /// In the words of the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Hook::PostStart => "postStart",
+            Hook::PreStop => "preStop",
+        }
+    }
+}
 
 /// One thing to do now. All actions of a plan may run at once.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +57,8 @@ pub enum Action {
         attempt: u32,
         /// Generation of the sandbox it will run in.
         generation: u32,
+        /// How often the pod has been begun anew before it (see [`super::policy::epoch`]).
+        epoch: u32,
     },
     /// Note durably that a running attempt is stopped in order to be followed by another, whatever the restart policy
     /// says of its end.
@@ -65,11 +85,31 @@ pub enum Action {
         attempt: u32,
         /// Generation of the sandbox it is in.
         generation: u32,
+        /// As it was prepared.
+        epoch: u32,
     },
     /// Bring the pod's cgroup, and those of running containers, to what the pod is allocated.
     ResizePod {
         /// The containers and their attempts.
         containers: BTreeMap<String, u32>,
+    },
+    /// Run a hook to its end. May be repeated: what has ended is not run again.
+    RunHook {
+        /// Container.
+        container: String,
+        /// Attempt.
+        attempt: u32,
+        /// Which.
+        hook: Hook,
+    },
+    /// Give up a hook that is running, and kill what it runs in the container.
+    AbandonHook {
+        /// Container.
+        container: String,
+        /// Attempt.
+        attempt: u32,
+        /// Which.
+        hook: Hook,
     },
     /// Send the stop signal.
     StopContainer {
@@ -140,6 +180,8 @@ impl Action {
             | Action::MarkRestart { container, .. }
             | Action::StartContainer { container, .. }
             | Action::ReleaseContainer { container, .. }
+            | Action::RunHook { container, .. }
+            | Action::AbandonHook { container, .. }
             | Action::StopContainer { container, .. }
             | Action::KillContainer { container, .. }
             | Action::RemoveAttempt { container, .. } => Some(container),
@@ -162,6 +204,12 @@ impl Action {
             && match (self, other) {
                 (Action::MountVolume(a), Action::MountVolume(b))
                 | (Action::RefreshVolume(a), Action::RefreshVolume(b)) => a == b,
+                (Action::RunHook { hook: a, .. }, Action::RunHook { hook: b, .. })
+                | (Action::AbandonHook { hook: a, .. }, Action::AbandonHook { hook: b, .. })
+                    if a != b =>
+                {
+                    false
+                }
                 _ => self.container() == other.container(),
             }
     }

@@ -10,11 +10,17 @@ use k8s_openapi::{
 use super::{
     Action, Plan,
     backoff::CRASH_LOOP,
+    memory::Stop,
     observed::{Launched, ResolvedImage},
     plan_tests::{Case, at, case, ended, kill, prepare, release, resolve, running, start, stop},
     resize::{Allocation, Pending, PendingReason},
     restart::RestartReason,
 };
+
+/// The stop signal was sent at that second.
+fn stopped(second: i64) -> Stop {
+    Stop { attempt: 0, since: at(second), signalled: Some(at(second)) }
+}
 
 /// `app` was launched with an image that is not the pod's any more.
 fn outgrown(case: &mut Case) {
@@ -54,7 +60,7 @@ fn a_container_that_its_pod_has_outgrown_is_stopped_and_started_again() {
         "one that was stopped is waited for",
         |c| {
             marked(c);
-            c.memory.stopping.insert("app".to_owned(), (0, at(95)));
+            c.memory.stopping.insert("app".to_owned(), stopped(95));
         },
         &[],
     );
@@ -63,7 +69,7 @@ fn a_container_that_its_pod_has_outgrown_is_stopped_and_started_again() {
         "one that does not stop is killed",
         |c| {
             marked(c);
-            c.memory.stopping.insert("app".to_owned(), (0, at(60)));
+            c.memory.stopping.insert("app".to_owned(), stopped(60));
         },
         &[kill("app")],
     );

@@ -9,11 +9,11 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    action::Action,
+    action::{Action, Hook},
+    lifecycle::must_end,
     memory::Memory,
     observed::{AttemptState, ObservedPod, Sandbox},
     outcome::Outcome,
-    probe,
 };
 use crate::api::duration::format_duration;
 
@@ -77,26 +77,26 @@ impl Happening {
 
 /// Before `action` is begun; `memory` and `observed` as they are then.
 pub fn begun(pod: &Pod, action: &Action, memory: &Memory, observed: &ObservedPod) -> Option<Happening> {
+    let announced = |container: &str, attempt: u32| {
+        observed.restarting(container, attempt) // whoever marked it has told why
+            || memory.stopping.get(container).is_some_and(|stop| stop.attempt == attempt)
+    };
     match action {
-        // Whoever marked it has told why.
-        Action::StopContainer { container, attempt } if observed.restarting(container, *attempt) => None,
         // A signal that could not be sent is sent again: the failure has its own event.
-        Action::StopContainer { container, attempt } if memory.failure_of(action).is_none() => {
-            let unhealthy = probe::why_ended(pod, observed, container, *attempt).filter(|_| stays(memory));
-            let why = unhealthy.unwrap_or_else(|| format!("Stopping container {container}"));
-            Some(Happening::normal(Some(container), "Killing", why))
+        Action::RunHook { container, attempt, hook: Hook::PreStop } | Action::StopContainer { container, attempt }
+            if !announced(container, *attempt) && memory.failure_of(action).is_none() =>
+        {
+            Some(killing(pod, observed, container))
         }
         Action::KillContainer { container, attempt } => {
-            let of_this = |sent: Option<&(u32, _)>| sent.is_some_and(|(number, _)| number == attempt);
-            match (of_this(memory.killed.get(container)), of_this(memory.stopping.get(container))) {
+            let killed = memory.killed.get(container).is_some_and(|(number, _)| number == attempt);
+            match (killed, announced(container, *attempt)) {
                 (true, _) => Some(Happening::warning(
                     None,
                     "ExceededGracePeriod",
                     "Container runtime did not kill the pod within specified grace period.",
                 )),
-                (false, false) if memory.failure_of(action).is_none() && !observed.restarting(container, *attempt) => {
-                    Some(Happening::normal(Some(container), "Killing", format!("Stopping container {container}")))
-                }
+                (false, false) if memory.failure_of(action).is_none() => Some(killing(pod, observed, container)),
                 _ => None,
             }
         }
@@ -105,6 +105,15 @@ pub fn begun(pod: &Pod, action: &Action, memory: &Memory, observed: &ObservedPod
         }
         _ => None,
     }
+}
+
+fn killing(pod: &Pod, observed: &ObservedPod, container: &str) -> Happening {
+    let spec = pod.spec.as_ref();
+    let inits = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
+    let mut all = inits.iter().chain(spec.map(|spec| spec.containers.as_slice()).unwrap_or_default());
+    let ending = all.find(|found| found.name == container).and_then(|found| must_end(pod, observed, found));
+    let why = ending.map_or_else(|| format!("Stopping container {container}"), |ending| ending.why);
+    Happening::normal(Some(container), "Killing", why)
 }
 
 /// Whether the pod is to run on.
@@ -161,6 +170,8 @@ fn failed(pod: &Pod, action: &Action, reason: &str, message: &str) -> Vec<Happen
         | Action::RemoveCgroups => of_pod("FailedKillPod", "error killing pod"),
         // The status tells of a resize that failed.
         Action::ResizePod { .. }
+        | Action::RunHook { .. }
+        | Action::AbandonHook { .. }
         | Action::RecordVerdict(_)
         | Action::RemoveAttempt { .. }
         | Action::ReleaseAddresses
@@ -279,11 +290,14 @@ pub fn present(container: &str, image: &str) -> Happening {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::jiff::Timestamp;
+    use k8s_openapi::{api::core::v1::Container, jiff::Timestamp};
     use serde_json::json;
 
     use super::*;
-    use crate::pod::observed::{Attempt, Ended, Probed};
+    use crate::pod::{
+        backoff::CRASH_LOOP,
+        observed::{Attempt, Ended, HookEnd, Probed},
+    };
 
     fn pod() -> Pod {
         let spec = json!({
@@ -351,7 +365,7 @@ mod tests {
             &[r#"Warning - FailedMount: MountVolume.SetUp failed for volume "data" : no"#],
         );
         for action in [
-            Action::PrepareContainer { container: app(), attempt: 0, generation: 1 },
+            Action::PrepareContainer { container: app(), attempt: 0, generation: 1, epoch: 0 },
             Action::StartContainer { container: app(), attempt: 0 },
         ] {
             fails(action, "CreateContainerError", &["Warning app Failed: Error: no"]);
@@ -366,7 +380,17 @@ mod tests {
     }
 
     fn attempt(state: AttemptState) -> Outcome {
-        Outcome::Attempt(Attempt { number: 0, generation: 1, id: String::new(), image_id: String::new(), state })
+        Outcome::Attempt(Attempt {
+            number: 0,
+            generation: 1,
+            epoch: 0,
+            id: String::new(),
+            image_id: String::new(),
+            image_ref: String::new(),
+            stop_signal: 15,
+            user: None,
+            state,
+        })
     }
 
     #[test]
@@ -390,7 +414,7 @@ mod tests {
         ] {
             assert_eq!(lines(&finished(&pod(), &start, Ok(&outcome))), [line]);
         }
-        let prepare = Action::PrepareContainer { container: app(), attempt: 0, generation: 1 };
+        let prepare = Action::PrepareContainer { container: app(), attempt: 0, generation: 1, epoch: 0 };
         assert_eq!(lines(&finished(&pod(), &prepare, Ok(&Outcome::Done))), ["Normal app Created: Container created"]);
         assert_eq!(lines(&finished(&pod(), &Action::EnsureDirs, Ok(&Outcome::Done))), Vec::<String>::new());
     }
@@ -402,16 +426,18 @@ mod tests {
             Action::KillContainer { container: app(), attempt: 2 },
         );
         let told = |memory: &Memory, action: &Action| {
-            lines(&begun(&Pod::default(), action, memory, &ObservedPod::default()).into_iter().collect::<Vec<_>>())
-                .join("")
+            lines(&begun(&pod(), action, memory, &ObservedPod::default()).into_iter().collect::<Vec<_>>()).join("")
         };
         let stopping = "Normal app Killing: Stopping container app";
         let mut memory = Memory::default();
         assert_eq!(told(&memory, &stop), stopping);
         assert_eq!(told(&memory, &kill), stopping, "without a grace period there is no signal before");
-        memory.stopping.insert(app(), (1, Timestamp::UNIX_EPOCH));
+        let hook = Action::RunHook { container: app(), attempt: 2, hook: Hook::PreStop };
+        assert_eq!(told(&memory, &hook), stopping, "the hook belongs to the end");
+        memory.begun(&Action::StopContainer { container: app(), attempt: 1 }, &CRASH_LOOP, Timestamp::UNIX_EPOCH);
         assert_eq!(told(&memory, &kill), stopping, "that was an earlier attempt");
-        memory.stopping.insert(app(), (2, Timestamp::UNIX_EPOCH));
+        memory.begun(&hook, &CRASH_LOOP, Timestamp::UNIX_EPOCH);
+        assert_eq!(told(&memory, &stop), "", "the signal after the hook is no second end");
         assert_eq!(told(&memory, &kill), "");
         memory.killed.insert(app(), (2, Timestamp::UNIX_EPOCH));
         assert_eq!(
@@ -423,34 +449,40 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_an_unhealthy_container_says_why_unless_the_pod_ends_with_it() {
-        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "app"}]}})).unwrap();
+    fn an_end_for_a_reason_says_which() {
+        let mut pod = pod();
+        fn app_of(pod: &mut Pod) -> &mut Container {
+            &mut pod.spec.as_mut().unwrap().containers[0]
+        }
+        app_of(&mut pod).liveness_probe = Some(Default::default());
         let mut observed = ObservedPod::default();
-        let known = Probed { attempt: 2, liveness: Some(false), ..Probed::default() };
-        observed.probes.insert(app(), known);
-        let told = |attempt: u32, memory: &Memory| {
-            let stop = Action::StopContainer { container: app(), attempt };
-            begun(&pod, &stop, memory, &observed).unwrap().message
+        let Outcome::Attempt(running) = attempt(AttemptState::Running { pid: 7, started_at: Timestamp::UNIX_EPOCH })
+        else {
+            panic!("an attempt")
         };
-        let mut memory = Memory::default();
-        assert_eq!(told(2, &memory), "Container app failed liveness probe, will be restarted");
-        assert_eq!(told(3, &memory), "Stopping container app", "that was another attempt");
-        memory.terminate(3, Timestamp::UNIX_EPOCH);
-        assert_eq!(told(2, &memory), "Stopping container app");
+        observed.record("app", running);
+        observed.hook_ended("app", 0, Hook::PostStart, HookEnd::Failed(String::new()));
+        let stop = Action::StopContainer { container: app(), attempt: 0 };
+        let told = |pod: &Pod, observed: &ObservedPod| begun(pod, &stop, &Memory::default(), observed).unwrap().message;
+        assert_eq!(told(&pod, &observed), "FailedPostStartHook");
+        observed.probes.insert(app(), Probed { liveness: Some(false), ..Probed::default() });
+        assert_eq!(told(&pod, &observed), "Container app failed liveness probe, will be restarted");
+        app_of(&mut pod).restart_policy = Some("Never".to_owned());
+        assert_eq!(told(&pod, &observed), "Container app failed liveness probe");
     }
 
     #[test]
     fn a_lost_sandbox_is_told_when_another_will_be_made() {
         let mut observed = ObservedPod::default();
         let mut memory = Memory::default();
-        assert_eq!(begun(&Pod::default(), &Action::StopSandbox, &memory, &observed), None);
+        assert_eq!(begun(&pod(), &Action::StopSandbox, &memory, &observed), None);
         observed.sandbox = Sandbox::Lost;
-        assert_eq!(begun(&Pod::default(), &Action::StopSandbox, &memory, &observed).unwrap().reason, "SandboxChanged");
+        assert_eq!(begun(&pod(), &Action::StopSandbox, &memory, &observed).unwrap().reason, "SandboxChanged");
         memory.status.phase = Some("Failed".to_owned());
-        assert_eq!(begun(&Pod::default(), &Action::StopSandbox, &memory, &observed), None);
+        assert_eq!(begun(&pod(), &Action::StopSandbox, &memory, &observed), None);
         memory.status.phase = Some("Running".to_owned());
         memory.terminate(3, Timestamp::UNIX_EPOCH);
-        assert_eq!(begun(&Pod::default(), &Action::StopSandbox, &memory, &observed), None);
+        assert_eq!(begun(&pod(), &Action::StopSandbox, &memory, &observed), None);
     }
 
     fn status(phase: &str, reason: &str, restarts: i32) -> PodStatus {

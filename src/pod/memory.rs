@@ -8,7 +8,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    action::Action,
+    action::{Action, Hook},
     admission::Rejection,
     backoff::{Backoff, BackoffPolicy, RETRY},
     preemption::Eviction,
@@ -37,8 +37,12 @@ pub struct Memory {
     pub outrun: BTreeSet<Action>,
     /// The last failure of an action, until it succeeds.
     pub failures: Vec<Failure>,
-    /// Stop signals sent: container to (attempt, when).
-    pub stopping: BTreeMap<String, (u32, Timestamp)>,
+    /// When the containers of the pod began to be stopped, all of them.
+    pub down_since: Option<Timestamp>,
+    /// Ends of containers under way.
+    pub stopping: BTreeMap<String, Stop>,
+    /// Hooks that were given up and have not ended yet.
+    pub abandoned: BTreeSet<(String, u32, Hook)>,
     /// SIGKILL sent: container to (attempt, when).
     pub killed: BTreeMap<String, (u32, Timestamp)>,
     /// Crash-loop delays by container.
@@ -47,6 +51,17 @@ pub struct Memory {
     pub resize: Option<Pending>,
     /// The status last published; keeps transition times.
     pub status: PodStatus,
+}
+
+/// How far the end of an attempt has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// Attempt.
+    pub attempt: u32,
+    /// When its preStop hook was begun, or the stop signal sent: the grace period counts from here.
+    pub since: Timestamp,
+    /// When the stop signal was sent.
+    pub signalled: Option<Timestamp>,
 }
 
 /// The pod is to go.
@@ -108,6 +123,16 @@ impl Memory {
         self.failures.iter().find(|failure| failure.action.same_subject(action))
     }
 
+    /// The failure that keeps a container from being started, whatever the step.
+    pub fn start_failure(&self, container: &str) -> Option<&Failure> {
+        let container = container.to_owned();
+        let resolve = Action::ResolveImage { container: container.clone(), attempt: 0 };
+        let prepare = Action::PrepareContainer { container: container.clone(), attempt: 0, generation: 0, epoch: 0 };
+        let release = Action::ReleaseContainer { container: container.clone(), attempt: 0, generation: 0, epoch: 0 };
+        let start = Action::StartContainer { container, attempt: 0 };
+        [resolve, prepare, start, release].iter().find_map(|action| self.failure_of(action))
+    }
+
     /// When `action` may be tried (again): `None` for now.
     pub fn retry_at(&self, action: &Action, now: Timestamp) -> Option<Timestamp> {
         self.failure_of(action).map(|failure| failure.backoff.until()).filter(|until| *until > now)
@@ -137,8 +162,14 @@ impl Memory {
                 let backoff = self.crash_loop.entry(container.clone()).or_default();
                 backoff.advance(crash_loop, now);
             }
+            Action::RunHook { container, attempt, hook: Hook::PreStop } => {
+                self.stop(container, *attempt, now);
+            }
             Action::StopContainer { container, attempt } => {
-                self.stopping.insert(container.clone(), (*attempt, now));
+                self.stop(container, *attempt, now).signalled = Some(now);
+            }
+            Action::AbandonHook { container, attempt, hook } => {
+                self.abandoned.insert((container.clone(), *attempt, *hook));
             }
             Action::KillContainer { container, attempt } => {
                 self.killed.insert(container.clone(), (*attempt, now));
@@ -147,9 +178,24 @@ impl Memory {
         }
     }
 
+    fn stop(&mut self, container: &str, attempt: u32, now: Timestamp) -> &mut Stop {
+        let begun = || Stop { attempt, since: now, signalled: None };
+        let stop = self.stopping.entry(container.to_owned()).or_insert_with(begun);
+        if stop.attempt != attempt {
+            *stop = begun();
+        }
+        stop
+    }
+
     /// Notes that `action` is over.
     pub fn ended(&mut self, action: &Action, error: Option<(String, String)>, now: Timestamp) {
         self.in_flight.remove(action);
+        if let Action::RunHook { container, attempt, hook } = action {
+            self.abandoned.remove(&(container.clone(), *attempt, *hook));
+        }
+        if let (Action::AbandonHook { container, attempt, hook }, Some(_)) = (action, &error) {
+            self.abandoned.remove(&(container.clone(), *attempt, *hook)); // not given up: its own backoff counts
+        }
         if let (Action::KillContainer { container, .. }, Some(_)) = (action, &error) {
             self.killed.remove(container); // not sent: its own backoff counts
         }

@@ -10,6 +10,7 @@ pub mod backoff;
 #[cfg(test)]
 mod change_tests;
 pub mod claims;
+mod conditions;
 pub mod desired;
 pub mod desired_objects;
 pub mod eviction;
@@ -21,6 +22,7 @@ pub mod outcome;
 pub mod plan;
 #[cfg(test)]
 mod plan_tests;
+pub mod policy;
 pub mod preemption;
 pub mod probe;
 #[cfg(test)]
@@ -32,7 +34,7 @@ pub mod status;
 pub mod taints;
 pub mod verdict;
 
-pub use action::Action;
+pub use action::{Action, Hook};
 pub use admission::Rejection;
 pub use memory::{Memory, Termination};
 pub use observed::ObservedPod;

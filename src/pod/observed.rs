@@ -44,6 +44,8 @@ pub struct ObservedPod {
     pub containers: BTreeMap<String, Vec<Attempt>>,
     /// Per container with probes: what they have found of its newest attempt.
     pub probes: BTreeMap<String, Probed>,
+    /// Per container with lifecycle hooks: those of its newest attempt that have ended.
+    pub hooks: BTreeMap<String, Hooked>,
     /// cgroups, mounts or a network attachment may exist: they have to be torn down.
     pub leftovers: Leftovers,
     /// The record says why the pod has failed.
@@ -66,14 +68,34 @@ impl ObservedPod {
         }
     }
 
+    /// Whether the newest attempt of a container was seen running and not seen to end.
+    pub fn is_running(&self, container: &str) -> bool {
+        self.latest(container).is_some_and(|attempt| matches!(attempt.state, AttemptState::Running { .. }))
+    }
+
     /// Whether that attempt was seen running and not seen to end.
     pub fn runs(&self, container: &str, number: u32) -> bool {
         self.running().any(|(name, attempt)| name == container && attempt.number == number)
     }
 
-    /// Whether `container` counts as started: it runs, and its startup probe has succeeded if it has one.
+    /// The hooks of that attempt that have ended.
+    pub fn hooked(&self, container: &str, attempt: u32) -> Option<&Hooked> {
+        self.hooks.get(container).filter(|hooked| hooked.attempt == attempt)
+    }
+
+    /// Whether the postStart hook of the newest attempt has succeeded, if `container` has one: only then does it count as
+    /// running.
+    pub fn settled(&self, container: &Container) -> bool {
+        let has_hook = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some());
+        let ended = self.latest(&container.name).and_then(|attempt| self.hooked(&container.name, attempt.number));
+        !has_hook || ended.is_some_and(|hooked| hooked.post_start == Some(HookEnd::Succeeded))
+    }
+
+    /// Whether `container` counts as started: it runs, its postStart hook has succeeded if it has one, and so has its
+    /// startup probe.
     pub fn started(&self, container: &Container) -> bool {
-        self.runs_and(container, |probed| container.startup_probe.is_none() || probed.startup == Some(true))
+        self.settled(container)
+            && self.runs_and(container, |probed| container.startup_probe.is_none() || probed.startup == Some(true))
     }
 
     /// Whether `container` is ready: it has started, and its readiness probe says so if it has one.
@@ -128,6 +150,26 @@ pub struct Written {
     pub content: Option<u64>,
     /// When it has to be written anew although nothing has changed: a token in it will be old.
     pub renew_at: Option<Timestamp>,
+}
+
+/// The hooks of one attempt that have ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hooked {
+    /// Attempt.
+    pub attempt: u32,
+    /// How postStart ended.
+    pub post_start: Option<HookEnd>,
+    /// How preStop ended.
+    pub pre_stop: Option<HookEnd>,
+}
+
+/// How a hook ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HookEnd {
+    /// Well.
+    Succeeded,
+    /// Not well, and why. After postStart the container has to end; after preStop it goes on as if it had succeeded.
+    Failed(String),
 }
 
 /// What a teardown still has to remove. Each flag is set before the effect it names is begun and cleared when
@@ -195,6 +237,8 @@ pub struct Prepared {
     pub attempt: u32,
     /// Generation of the sandbox it was prepared for.
     pub generation: u32,
+    /// How often the pod had been begun anew.
+    pub epoch: u32,
 }
 
 /// What an attempt was prepared with, as far as it may change while it runs.
@@ -215,10 +259,18 @@ pub struct Attempt {
     pub number: u32,
     /// Generation of the sandbox it belongs to.
     pub generation: u32,
+    /// How often the pod had been begun anew before it (see [`super::policy::epoch`]).
+    pub epoch: u32,
     /// Container id, 64 hex digits.
     pub id: String,
     /// Image id.
     pub image_id: String,
+    /// What its status calls the image: `repository@digest`, or the id of one that has none.
+    pub image_ref: String,
+    /// Signal it is stopped with.
+    pub stop_signal: i32,
+    /// Who it runs as, once that is known.
+    pub user: Option<Box<User>>,
     /// Where it is.
     pub state: AttemptState,
 }
@@ -228,6 +280,17 @@ impl Attempt {
     pub fn is_unknown(&self) -> bool {
         matches!(&self.state, AttemptState::Ended(ended) if ended.reason == Ended::UNKNOWN_REASON)
     }
+}
+
+/// Ids that the first process of an attempt was started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
 }
 
 /// Where an attempt is.

@@ -3,8 +3,11 @@
 use std::net::IpAddr;
 
 use super::{
-    action::Action,
-    observed::{Attempt, AttemptState, Launched, Network, ObservedPod, Prepared, ResolvedImage, Sandbox, Written},
+    action::{Action, Hook},
+    observed::{
+        Attempt, AttemptState, HookEnd, Hooked, Launched, Network, ObservedPod, Prepared, ResolvedImage, Sandbox,
+        Written,
+    },
 };
 
 /// The observation an action that succeeded returns with.
@@ -29,6 +32,8 @@ pub enum Outcome {
     },
     /// The attempt runs, or has ended already.
     Attempt(Attempt),
+    /// The hook has ended.
+    Hook(HookEnd),
 }
 
 impl ObservedPod {
@@ -70,8 +75,9 @@ impl ObservedPod {
                 self.sandbox = Sandbox::Running { pid };
                 self.generation = generation;
             }
-            (Action::PrepareContainer { container, attempt, generation }, outcome) => {
-                self.prepared.insert(container.clone(), Prepared { attempt: *attempt, generation: *generation });
+            (Action::PrepareContainer { container, attempt, generation, epoch }, outcome) => {
+                let prepared = Prepared { attempt: *attempt, generation: *generation, epoch: *epoch };
+                self.prepared.insert(container.clone(), prepared);
                 if let Outcome::Prepared(launched) = outcome {
                     self.launched.insert(container.clone(), launched);
                 }
@@ -79,12 +85,16 @@ impl ObservedPod {
             (Action::MarkRestart { container, attempt, .. }, _) => {
                 self.restarts.insert(container.clone(), *attempt);
             }
-            (Action::ReleaseContainer { container, attempt, generation }, _) => {
-                self.released.insert(container.clone(), Prepared { attempt: *attempt, generation: *generation });
+            (Action::ReleaseContainer { container, attempt, generation, epoch }, _) => {
+                let released = Prepared { attempt: *attempt, generation: *generation, epoch: *epoch };
+                self.released.insert(container.clone(), released);
             }
             (Action::AttachNetwork, _) => self.network = Network::Attached(self.network.addresses().to_vec()),
             (Action::StartContainer { container, .. }, Outcome::Attempt(attempt)) => {
                 self.record(container, attempt);
+            }
+            (Action::RunHook { container, attempt, hook }, Outcome::Hook(end)) => {
+                self.hook_ended(container, *attempt, *hook, end);
             }
             (Action::RemoveAttempt { container, attempt }, _) => {
                 if let Some(attempts) = self.containers.get_mut(container) {
@@ -112,10 +122,12 @@ impl ObservedPod {
     }
 
     /// Notes what was seen of an attempt, and says whether that was news. Nothing replaces an end that was already seen.
-    pub fn record(&mut self, container: &str, attempt: Attempt) -> bool {
+    pub fn record(&mut self, container: &str, mut attempt: Attempt) -> bool {
         let attempts = self.containers.entry(container.to_owned()).or_default();
         match attempts.iter_mut().find(|known| known.number == attempt.number) {
             Some(known) => {
+                // Told once, when the program began.
+                attempt.user = attempt.user.or_else(|| known.user.clone());
                 let news = !matches!(known.state, AttemptState::Ended(_)) && *known != attempt;
                 if news {
                     *known = attempt;
@@ -127,6 +139,21 @@ impl ObservedPod {
                 attempts.sort_by_key(|attempt| attempt.number);
                 true
             }
+        }
+    }
+
+    /// Notes how a hook of an attempt ended.
+    pub fn hook_ended(&mut self, container: &str, attempt: u32, hook: Hook, end: HookEnd) {
+        let hooked = self.hooks.entry(container.to_owned()).or_default();
+        if hooked.attempt > attempt {
+            return; // of an attempt that nobody asks about any more
+        }
+        if hooked.attempt < attempt {
+            *hooked = Hooked { attempt, ..Hooked::default() };
+        }
+        match hook {
+            Hook::PostStart => hooked.post_start = Some(end),
+            Hook::PreStop => hooked.pre_stop = Some(end),
         }
     }
 

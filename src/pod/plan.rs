@@ -1,24 +1,24 @@
 //! The decision: what is to be done for a pod now, what its status is, and when to look again.
 
+mod stopping;
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
     api::core::v1::{Container, Pod, PodStatus},
-    jiff::{SignedDuration, Timestamp},
+    jiff::Timestamp,
 };
 
 use super::{
-    action::Action,
+    action::{Action, Hook},
     backoff::BackoffPolicy,
-    lifecycle::{self, Next},
-    memory::{Memory, seconds},
+    lifecycle::{self, Kind, Next, Step},
+    memory::Memory,
     observed::{Network, ObservedPod, Prepared, Sandbox, Written},
+    policy,
     resize::{self, How},
     restart, status,
 };
-
-/// Before a container that SIGKILL has not ended (its process waits in the kernel) is sent another.
-const KILL_AGAIN: SignedDuration = SignedDuration::from_secs(10);
 
 /// What is to happen now.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,6 +29,8 @@ pub struct Plan {
     pub status: PodStatus,
     /// When to plan again although nothing has happened.
     pub wake_at: Option<Timestamp>,
+    /// All containers are being stopped from now on, for [`Memory::down_since`].
+    pub going_down: bool,
 }
 
 /// What a plan needs to know of the node.
@@ -44,25 +46,28 @@ struct Planner<'a> {
     pod: &'a Pod,
     observed: &'a ObservedPod,
     memory: &'a Memory,
-    node: &'a NodeView,
     now: Timestamp,
     actions: Vec<Action>,
     wake_at: Option<Timestamp>,
+    going_down: bool,
 }
 
 /// Decides. Same arguments, same plan.
 pub fn plan(pod: &Pod, observed: &ObservedPod, memory: &Memory, node: &NodeView, now: Timestamp) -> Plan {
-    let mut planner = Planner { pod, observed, memory, node, now, actions: Vec::new(), wake_at: None };
+    let mut planner = Planner { pod, observed, memory, now, actions: Vec::new(), wake_at: None, going_down: false };
+    let steps = lifecycle::next_steps(pod, observed, memory, &node.crash_loop, now);
     if !observed.forgotten {
+        planner.abandon_orphans();
         let phase = lifecycle::phase(pod, observed, memory, now);
-        if memory.termination.is_some() || phase.is_terminal() {
+        if memory.termination.is_some() || phase.is_terminal() || lifecycle::complete(&steps) {
             planner.go_down();
         } else {
-            planner.go_up();
+            planner.go_up(&steps);
         }
     }
-    let status = status::status(pod, observed, memory, node, now);
-    Plan { actions: planner.actions, status, wake_at: planner.wake_at }
+    let status = status::status(pod, observed, memory, node, &steps, now);
+    let Planner { actions, wake_at, going_down, .. } = planner;
+    Plan { actions, status, wake_at, going_down }
 }
 
 impl Planner<'_> {
@@ -81,18 +86,11 @@ impl Planner<'_> {
         self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// The pod's own grace period, seconds, or what its eviction leaves of it.
-    fn grace(&self) -> i64 {
-        let own = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
-        let eviction = self.memory.eviction.as_ref();
-        eviction.and_then(|eviction| eviction.grace).map_or(own, |grace| own.min(grace))
-    }
-
     fn uses_host_network(&self) -> bool {
         self.pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false)
     }
 
-    fn go_up(&mut self) {
+    fn go_up(&mut self, steps: &[Step<'_>]) {
         if let Some(deadline) = lifecycle::deadline(self.pod, self.memory) {
             self.wake(deadline);
         }
@@ -101,7 +99,6 @@ impl Planner<'_> {
             self.act(Action::StopSandbox);
             return;
         }
-        let steps = lifecycle::next_steps(self.pod, self.observed, self.memory, &self.node.crash_loop, self.now);
         if !self.observed.dirs {
             self.act(Action::EnsureDirs);
             return;
@@ -130,16 +127,52 @@ impl Planner<'_> {
         // What the launch record says is known before the sandbox is there, so that the two are made side by side.
         let preparable = volumes && self.observed.network != Network::Absent;
         self.resize();
-        for (container, next) in steps {
-            match next {
-                Next::Start(attempt) => self.start(&container.name, attempt, preparable, network),
-                Next::StartAt(_, at) => self.wake(at),
-                Next::Keep if !self.end_if_unhealthy(container) => self.restart_if_changed(container),
-                Next::Keep => {}
-                Next::Done | Next::Wait => {}
+        self.end_outlived();
+        let mut held = false;
+        for Step { kind, container, next } in steps {
+            if *next == Next::Keep {
+                self.attend(container);
             }
+            if let Next::Start(attempt) = next {
+                let held = held && *kind == Kind::Main;
+                self.start(&container.name, *attempt, preparable, network, held);
+            }
+            if let Next::StartAt(_, at) = next {
+                self.wake(*at);
+            }
+            held |= *kind == Kind::Main && self.holds_back(container, *next);
         }
         self.remove_old_attempts();
+    }
+
+    /// What a running container still needs: its postStart hook, or its end.
+    fn attend(&mut self, container: &Container) {
+        let Some(attempt) = self.observed.latest(&container.name) else { return };
+        if self.is_outlived(&container.name) {
+            return;
+        }
+        if let Some(ending) = lifecycle::must_end(self.pod, self.observed, container) {
+            self.stop(&container.name, attempt.number, ending.grace, true);
+        } else if !self.restart_if_changed(container) && !self.observed.settled(container) {
+            let hook = Hook::PostStart;
+            self.act(Action::RunHook { container: container.name.clone(), attempt: attempt.number, hook });
+        }
+    }
+
+    /// Whether a main container keeps those after it from starting: upstream starts them one after the other, each when the
+    /// postStart hook of the one before has ended. One that cannot be started holds nobody back.
+    fn holds_back(&self, container: &Container, next: Next) -> bool {
+        let has_hook = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some());
+        has_hook
+            && match next {
+                Next::Start(_) => self.memory.start_failure(&container.name).is_none(),
+                Next::Keep => {
+                    let attempt = self.observed.latest(&container.name).map(|attempt| attempt.number);
+                    let hooked = attempt.and_then(|attempt| self.observed.hooked(&container.name, attempt));
+                    hooked.is_none_or(|hooked| hooked.post_start.is_none())
+                }
+                Next::StartAt(..) | Next::Done | Next::Wait => false,
+            }
     }
 
     /// Writes a volume anew whose content is not what it should be by now. Its containers go on with what is there.
@@ -155,40 +188,47 @@ impl Planner<'_> {
     }
 
     /// The next step towards a running attempt. Its process is set up while the network still is, and held until then.
-    fn start(&mut self, container: &str, attempt: u32, preparable: bool, network: bool) {
+    fn start(&mut self, container: &str, attempt: u32, preparable: bool, network: bool, held: bool) {
         let name = container.to_owned();
         let generation = self.observed.next_generation();
-        let prepared = Prepared { attempt, generation };
+        let epoch = policy::epoch(self.pod, self.observed);
+        let prepared = Prepared { attempt, generation, epoch };
         let start = Action::StartContainer { container: name.clone(), attempt };
-        // Nothing is prepared anew under what is being started.
+        // Nothing is prepared anew under what is being started, or prepared.
         let starting = self.memory.in_flight.contains(&start);
+        let preparing = self.memory.in_flight.iter().any(
+            |action| matches!(action, Action::PrepareContainer { container: preparing, .. } if preparing == container),
+        );
         if !starting && self.observed.images.get(container).is_none_or(|image| image.attempt != attempt) {
             self.act(Action::ResolveImage { container: name, attempt });
         } else if !starting && self.observed.prepared.get(container) != Some(&prepared) {
-            if preparable && self.has_its_size() {
-                self.act(Action::PrepareContainer { container: name, attempt, generation });
+            if preparable && !preparing && self.has_its_size() {
+                self.act(Action::PrepareContainer { container: name, attempt, generation, epoch });
             }
-        } else if matches!(self.observed.sandbox, Sandbox::Running { .. }) {
+        } else if matches!(self.observed.sandbox, Sandbox::Running { .. }) && !held {
             self.act(start);
             if network && self.observed.released.get(container) != Some(&prepared) {
-                self.act(Action::ReleaseContainer { container: name, attempt, generation });
+                self.act(Action::ReleaseContainer { container: name, attempt, generation, epoch });
             }
         }
     }
 
-    /// Stops a running container that its pod has outgrown; what ends this way is started again.
-    fn restart_if_changed(&mut self, container: &Container) {
+    /// Stops a running container that its pod has outgrown; what ends this way is started again. True when it has to end.
+    fn restart_if_changed(&mut self, container: &Container) -> bool {
         let observed = self.observed;
-        let Some(launched) = observed.launched(&container.name) else { return };
+        let Some(launched) = observed.launched(&container.name) else { return false };
         let (name, attempt) = (container.name.clone(), launched.attempt);
         if observed.restarting(&name, attempt) {
-            let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
-            self.stop(&name, attempt, grace);
-        } else if lifecycle::restarts_when_changed(self.pod, container)
+            self.stop(&name, attempt, lifecycle::grace(self.pod), true);
+            return true;
+        }
+        if lifecycle::restarts_when_changed(self.pod, container)
             && let Some(why) = restart::needed(container, launched)
         {
             self.act(Action::MarkRestart { container: name, attempt, why });
+            return true;
         }
+        false
     }
 
     /// Brings cgroups to a changed allocation, once the containers that have to start anew with theirs have ended.
@@ -227,14 +267,6 @@ impl Planner<'_> {
             || self.memory.failure_of(&Action::ResizePod { containers: BTreeMap::new() }).is_some()
     }
 
-    /// Stops a running container whose probes have given it up; true if so.
-    fn end_if_unhealthy(&mut self, container: &Container) -> bool {
-        let Some(attempt) = self.observed.latest(&container.name) else { return false };
-        let Some(grace) = lifecycle::must_end(self.pod, self.observed, container) else { return false };
-        self.stop(&container.name, attempt.number, grace);
-        true
-    }
-
     /// The latest attempt and the one before it stay (for `lastState` and the previous log).
     fn remove_old_attempts(&mut self) {
         for (container, attempts) in &self.observed.containers {
@@ -249,7 +281,11 @@ impl Planner<'_> {
             self.end_starts();
             return; // its end wakes us; taking down what is being built would race with it
         }
-        if self.record_verdict() || self.stop_containers() {
+        if self.record_verdict() {
+            return;
+        }
+        self.going_down = true;
+        if self.stop_containers() {
             return;
         }
         if self.observed.sandbox != Sandbox::Absent {
@@ -291,67 +327,5 @@ impl Planner<'_> {
         let failed = self.memory.failure_of(&record).is_some();
         self.act(record);
         !failed
-    }
-
-    /// A start that still hangs when the grace period is over is ended like a container that does not stop. One that was
-    /// never released has no program that could stop.
-    fn end_starts(&mut self) {
-        let memory = self.memory;
-        let (since, grace) = match (&memory.termination, &memory.eviction) {
-            (Some(termination), _) => (termination.since, termination.grace),
-            (None, Some(eviction)) => (eviction.at, self.grace()),
-            (None, None) => return,
-        };
-        let deadline = since.saturating_add(seconds(grace)).unwrap_or(Timestamp::MAX);
-        for action in &memory.in_flight {
-            let Action::StartContainer { container, attempt } = action else { continue };
-            let releasing = memory.in_flight.iter().any(|action| {
-                matches!(action, Action::ReleaseContainer { container: released, .. } if released == container)
-            });
-            let released = self.observed.released.get(container).is_some_and(|released| released.attempt == *attempt);
-            if deadline <= self.now || !released && !releasing {
-                self.kill(container, *attempt);
-            } else {
-                self.wake(deadline);
-            }
-        }
-    }
-
-    fn kill(&mut self, container: &str, attempt: u32) {
-        let sent = self.memory.killed.get(container).filter(|(killed, _)| *killed == attempt);
-        let again = sent.map(|(_, at)| at.saturating_add(KILL_AGAIN).unwrap_or(Timestamp::MAX));
-        match again {
-            // Its end is an event. Without this a process that cannot die would keep the agent busy.
-            Some(again) if again > self.now => self.wake(again),
-            _ => self.act(Action::KillContainer { container: container.to_owned(), attempt }),
-        }
-    }
-
-    /// Signals, then kills, what runs. True while something does.
-    fn stop_containers(&mut self) -> bool {
-        let grace = self.memory.termination.as_ref().map_or_else(|| self.grace(), |termination| termination.grace);
-        let running: Vec<(String, u32)> =
-            self.observed.running().map(|(name, attempt)| (name.to_owned(), attempt.number)).collect();
-        for (container, attempt) in &running {
-            self.stop(container, *attempt, grace);
-        }
-        !running.is_empty()
-    }
-
-    /// The stop signal, and SIGKILL when the grace period (seconds) is over.
-    fn stop(&mut self, container: &str, attempt: u32, grace: i64) {
-        let sent = self.memory.stopping.get(container).filter(|(stopped, _)| *stopped == attempt);
-        match sent.map(|(_, at)| *at) {
-            _ if grace <= 0 => self.kill(container, attempt),
-            None => self.act(Action::StopContainer { container: container.to_owned(), attempt }),
-            Some(at) => {
-                let deadline = at.saturating_add(seconds(grace)).unwrap_or(Timestamp::MAX);
-                if deadline <= self.now {
-                    self.kill(container, attempt);
-                } else {
-                    self.wake(deadline);
-                }
-            }
-        }
     }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    lifecycle::{self, RestartPolicy},
+    lifecycle,
     memory::Memory,
     observed::{AttemptState, ObservedPod, Probed},
 };
@@ -137,14 +137,6 @@ pub fn active(pod: &Pod, observed: &ObservedPod, memory: &Memory, now: Timestamp
         }
     }
     active
-}
-
-/// Containers whose probes have found that they must end: upstream's reason for it, in words. `None` for any other.
-pub fn why_ended(pod: &Pod, observed: &ObservedPod, container: &str, attempt: u32) -> Option<String> {
-    let kind = observed.probed(container, attempt)?.fatal()?;
-    let what = format!("Container {container} failed {} probe", kind.name().to_ascii_lowercase());
-    let restarts = pod.spec.as_ref().map(RestartPolicy::of) != Some(RestartPolicy::Never);
-    Some(if restarts { format!("{what}, will be restarted") } else { what })
 }
 
 /// The answers of one probe of one attempt, counted.

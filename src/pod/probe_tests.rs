@@ -9,9 +9,9 @@ use k8s_openapi::{
 use serde_json::json;
 
 use super::{
-    Memory, ObservedPod,
+    Memory, ObservedPod, lifecycle,
     observed::{Attempt, AttemptState, Ended, Probed},
-    probe::{Counter, ProbeKey, ProbeKind, active, why_ended},
+    probe::{Counter, ProbeKey, ProbeKind, active},
 };
 
 fn at(second: i64) -> Timestamp {
@@ -90,7 +90,17 @@ impl Case {
         let mut observed = ObservedPod::default();
         for name in ["app", "plain"] {
             let state = AttemptState::Running { pid: 1, started_at: at(5) };
-            let attempt = Attempt { number: 2, generation: 1, id: String::new(), image_id: String::new(), state };
+            let attempt = Attempt {
+                number: 2,
+                generation: 1,
+                epoch: 0,
+                id: String::new(),
+                image_id: String::new(),
+                image_ref: String::new(),
+                stop_signal: 15,
+                user: None,
+                state,
+            };
             observed.record(name, attempt);
         }
         Case {
@@ -203,7 +213,10 @@ fn a_container_is_started_and_ready_by_its_probes() {
 #[test]
 fn what_ends_a_container_is_said_in_upstreams_words() {
     let mut case = Case::new(&ALL);
-    let why = |case: &Case| why_ended(&case.pod, &case.observed, "app", 2);
+    let why = |case: &Case| {
+        let container = &case.pod.spec.as_ref().unwrap().containers[0];
+        lifecycle::must_end(&case.pod, &case.observed, container).map(|ending| ending.why)
+    };
     assert_eq!(why(&case), None);
     case.know(2, |known| known.readiness = Some(false));
     assert_eq!(why(&case), None, "one that is not ready is left alone");

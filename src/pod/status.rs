@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::core::v1::{
         Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-        ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
+        ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodStatus, ResourceRequirements,
+        VolumeMountStatus,
     },
     apimachinery::pkg::{api::resource::Quantity as ApiQuantity, apis::meta::v1::Time},
     jiff::Timestamp,
@@ -13,24 +14,41 @@ use k8s_openapi::{
 
 use super::{
     action::Action,
-    lifecycle::{self, Next, Phase},
+    conditions::{self, Facts},
+    lifecycle::{self, Kind, Next, Phase, Step},
     memory::{Failure, Memory},
-    observed::{Attempt, AttemptState, Ended, Network, ObservedPod, Sandbox},
+    observed::{Attempt, AttemptState, Ended, HookEnd, Network, ObservedPod, Sandbox, User},
     plan::NodeView,
-    resize,
+    policy,
     verdict::Verdict,
 };
-use crate::api::qos::qos_class;
+use crate::api::{qos::qos_class, signals};
 
-/// Builds the status. Transition times of conditions that did not change come from `memory.status`.
-pub fn status(pod: &Pod, observed: &ObservedPod, memory: &Memory, node: &NodeView, now: Timestamp) -> PodStatus {
+/// Reason of containers that were ended because another's end begins the pod anew.
+const RESTARTING_ALL: &str = "RestartingAllContainers";
+
+/// SIGKILL.
+const KILL: i32 = 9;
+
+/// Builds the status of a pod whose containers are to take `steps`. Transition times of conditions that did not change come
+/// from `memory.status`.
+pub fn status(
+    pod: &Pod,
+    observed: &ObservedPod,
+    memory: &Memory,
+    node: &NodeView,
+    steps: &[Step<'_>],
+    now: Timestamp,
+) -> PodStatus {
     let phase = lifecycle::phase(pod, observed, memory, now);
-    let steps = lifecycle::next_steps(pod, observed, memory, &node.crash_loop, now);
-    let inits = lifecycle::init_containers(pod);
-    let view = View { pod, observed, memory, phase };
-    let statuses: Vec<ContainerStatus> =
-        steps.iter().map(|(container, next)| view.container(container, *next)).collect();
-    let (init_statuses, main_statuses) = statuses.split_at(inits.len());
+    let epoch = policy::epoch(pod, observed);
+    let view = View { pod, observed, memory, phase, epoch };
+    let statuses: Vec<ContainerStatus> = steps.iter().map(|step| view.container(step)).collect();
+    let of = |kinds: &[Kind]| -> Vec<ContainerStatus> {
+        let all = steps.iter().zip(&statuses).filter(|(step, _)| kinds.contains(&step.kind));
+        all.map(|(_, status)| status.clone()).collect()
+    };
+    let some = |list: Vec<ContainerStatus>| (!list.is_empty()).then_some(list);
     let deadline_exceeded = lifecycle::deadline(pod, memory).is_some_and(|deadline| deadline <= now);
     let (reason, message) = match memory.verdict() {
         Some(Verdict::Rejected(rejection)) => {
@@ -51,11 +69,13 @@ pub fn status(pod: &Pod, observed: &ObservedPod, memory: &Memory, node: &NodeVie
         Network::Leased(_) => Vec::new(),
     };
     let host_ips: Vec<HostIP> = node.host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect();
+    let facts = Facts { pod, observed, memory, phase, steps, statuses: &statuses, now };
     PodStatus {
         phase: Some(phase.name().to_owned()),
         reason,
         message,
-        conditions: Some(view.conditions(init_statuses, main_statuses, now)),
+        observed_generation: pod.metadata.generation,
+        conditions: Some(conditions::conditions(&facts)),
         host_ip: host_ips.first().map(|host| host.ip.clone()),
         host_ips: (!host_ips.is_empty()).then_some(host_ips),
         pod_ip: addresses.first().cloned(),
@@ -64,8 +84,9 @@ pub fn status(pod: &Pod, observed: &ObservedPod, memory: &Memory, node: &NodeVie
         allocated_resources: pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.clone()),
         start_time: memory.start_time.map(Time),
         qos_class: pod.spec.as_ref().map(|spec| qos_class(spec).to_string()),
-        init_container_statuses: (!init_statuses.is_empty()).then(|| init_statuses.to_vec()),
-        container_statuses: Some(main_statuses.to_vec()),
+        init_container_statuses: some(of(&[Kind::Init, Kind::Sidecar])),
+        container_statuses: Some(of(&[Kind::Main])),
+        ephemeral_container_statuses: some(of(&[Kind::Ephemeral])),
         ..PodStatus::default()
     }
 }
@@ -75,51 +96,43 @@ struct View<'a> {
     observed: &'a ObservedPod,
     memory: &'a Memory,
     phase: Phase,
+    epoch: u32,
 }
 
 impl View<'_> {
-    fn container(&self, container: &Container, next: Next) -> ContainerStatus {
+    fn container(&self, step: &Step<'_>) -> ContainerStatus {
+        let container: &Container = &step.container;
         let attempts = self.observed.containers.get(&container.name).map(Vec::as_slice).unwrap_or_default();
         let latest = attempts.last();
         let previous = attempts.len().checked_sub(2).map(|index| &attempts[index]);
-        let going = self.memory.termination.is_some() || self.phase.is_terminal();
         let (state, last) = match latest {
             None => (waiting(self.waiting_reason(container)), None),
-            Some(attempt) => match (&attempt.state, next) {
-                (AttemptState::Running { started_at, .. }, _) => (
-                    ContainerState {
-                        running: Some(ContainerStateRunning { started_at: Some(Time(*started_at)) }),
-                        ..ContainerState::default()
-                    },
-                    previous,
-                ),
-                (AttemptState::Ended(_), Next::StartAt(..)) if !going => {
-                    (waiting(self.crash_loop_reason(container)), Some(attempt))
-                }
-                (AttemptState::Ended(_), Next::Start(_)) if !going && self.failure(container).is_some() => {
-                    (waiting(self.waiting_reason(container)), Some(attempt))
-                }
-                (AttemptState::Ended(ended), _) => (terminated(attempt, ended), previous),
-            },
+            Some(attempt) => self.state(step, attempt, previous),
         };
         let (resources, allocated_resources) = self.resources(container);
-        let is_init = lifecycle::init_containers(self.pod).iter().any(|init| init.name == container.name);
-        let initialized = lifecycle::initialized(latest, self.observed.generation);
+        let initialized = lifecycle::initialized(latest, self.observed.generation, self.epoch);
         ContainerStatus {
             name: container.name.clone(),
             image: container.image.clone().unwrap_or_default(),
-            image_id: latest.map(|attempt| attempt.image_id.clone()).unwrap_or_default(),
+            image_id: latest.map(|attempt| attempt.image_ref.clone()).unwrap_or_default(),
             container_id: latest.map(|attempt| format!("berth://{}", attempt.id)),
-            ready: if is_init { initialized } else { self.observed.ready(container) },
-            started: Some(self.observed.started(container)),
+            ready: match step.kind {
+                Kind::Init => initialized,
+                Kind::Sidecar | Kind::Main => self.observed.ready(container),
+                Kind::Ephemeral => false,
+            },
+            started: (step.kind != Kind::Ephemeral).then(|| self.observed.started(container)),
             restart_count: latest.map_or(0, |attempt| i32::try_from(attempt.number).unwrap_or(i32::MAX)),
             resources,
             allocated_resources,
             state: Some(state),
             last_state: last.map(|attempt| match &attempt.state {
-                AttemptState::Ended(ended) => terminated(attempt, ended),
+                AttemptState::Ended(ended) => self.terminated(container, attempt, ended),
                 AttemptState::Running { .. } => ContainerState::default(),
             }),
+            stop_signal: latest.map(|attempt| signals::name(attempt.stop_signal)),
+            user: latest.and_then(|attempt| attempt.user.as_deref()).map(user),
+            volume_mounts: latest.and_then(|_| volume_mounts(container)),
             ..ContainerStatus::default()
         }
     }
@@ -147,47 +160,69 @@ impl View<'_> {
         Some(sized.and_then(|sized| sized.pod.clone()).unwrap_or(allocated))
     }
 
-    /// The conditions of a resize (KEP-1287): there while it waits, and while it is not in force.
-    fn resize_conditions(&self, now: Timestamp) -> Vec<PodCondition> {
-        let mut conditions = Vec::new();
-        if let Some(pending) = self.memory.resize.as_ref().filter(|_| !self.phase.is_terminal()) {
-            let reason = (pending.reason.as_str().to_owned(), pending.message.clone());
-            conditions.push(self.present("PodResizePending", reason, now));
-        }
-        if self.resize_in_progress() {
-            let failure = self.memory.failure_of(&Action::ResizePod { containers: BTreeMap::new() });
-            let reason = failure.map(|failure| ("Error".to_owned(), failure.message.clone()));
-            conditions.push(self.present("PodResizeInProgress", reason.unwrap_or_default(), now));
-        }
-        conditions
-    }
-
-    fn resize_in_progress(&self) -> bool {
-        let differs = |container: &Container| {
-            let launched = self.observed.launched(&container.name);
-            launched.is_some_and(|launched| {
-                self.observed.runs(&container.name, launched.attempt)
-                    && resize::how(container, &launched.resources).is_some()
-            })
+    /// The state of a container that has been started at least once, and the attempt its last state is about.
+    fn state<'b>(
+        &self,
+        step: &Step<'_>,
+        attempt: &'b Attempt,
+        previous: Option<&'b Attempt>,
+    ) -> (ContainerState, Option<&'b Attempt>) {
+        let container: &Container = &step.container;
+        let going = self.memory.termination.is_some() || self.phase.is_terminal();
+        let hooked = self.observed.hooked(&container.name, attempt.number);
+        let hook_error = match hooked.and_then(|hooked| hooked.post_start.as_ref()) {
+            Some(HookEnd::Failed(message)) => Some(("PostStartHookError".to_owned(), Some(message.clone()))),
+            _ => None,
         };
-        matches!(self.observed.sandbox, Sandbox::Running { .. })
-            && self.memory.termination.is_none()
-            && (!self.observed.is_sized(self.pod) || lifecycle::resizable(self.pod).any(differs))
+        let again = step.kind != Kind::Ephemeral && !going;
+        match &attempt.state {
+            AttemptState::Running { .. } if again && !self.observed.settled(container) => {
+                (waiting(hook_error.unwrap_or_else(|| self.creating())), previous)
+            }
+            AttemptState::Running { started_at, .. } => {
+                let running = ContainerStateRunning { started_at: Some(Time(*started_at)) };
+                (ContainerState { running: Some(running), ..ContainerState::default() }, previous)
+            }
+            AttemptState::Ended(ended) if again => match step.next {
+                Next::StartAt(..) => (waiting(self.crash_loop_reason(container)), Some(attempt)),
+                // Until it is started again, whatever became of it before the pod was begun anew.
+                _ if attempt.epoch < self.epoch => (waiting(self.restarting_reason(container)), Some(attempt)),
+                Next::Start(_) => {
+                    let never_ran = ended.started_at.is_none() && !attempt.is_unknown();
+                    let reason = match (self.memory.start_failure(&container.name), hook_error) {
+                        (Some(_), _) => Some(self.waiting_reason(container)),
+                        (None, Some(error)) => Some(error),
+                        (None, None) => {
+                            never_ran.then(|| ("RunContainerError".to_owned(), Some(ended.message.clone())))
+                        }
+                    };
+                    match reason {
+                        Some(reason) => (waiting(reason), Some(attempt)),
+                        None => (self.terminated(container, attempt, ended), previous),
+                    }
+                }
+                Next::Keep | Next::Done | Next::Wait => (self.terminated(container, attempt, ended), previous),
+            },
+            AttemptState::Ended(ended) => (self.terminated(container, attempt, ended), previous),
+        }
     }
 
-    /// A condition that is only there while it holds.
-    fn present(&self, kind: &str, (reason, message): (String, String), now: Timestamp) -> PodCondition {
-        let text = |text: String| (!text.is_empty()).then_some(text);
-        PodCondition { reason: text(reason), message: text(message), ..self.condition(kind, Ok(()), now) }
-    }
-
-    fn failure(&self, container: &Container) -> Option<(String, String)> {
-        let resolve = Action::ResolveImage { container: container.name.clone(), attempt: 0 };
-        let prepare = Action::PrepareContainer { container: container.name.clone(), attempt: 0, generation: 0 };
-        let start = Action::StartContainer { container: container.name.clone(), attempt: 0 };
-        let release = Action::ReleaseContainer { container: container.name.clone(), attempt: 0, generation: 0 };
-        let failure = [resolve, prepare, start, release].iter().find_map(|action| self.memory.failure_of(action))?;
-        Some((failure.reason.clone(), failure.message.clone()))
+    fn terminated(&self, container: &Container, attempt: &Attempt, ended: &Ended) -> ContainerState {
+        let mut terminated = ContainerStateTerminated {
+            container_id: Some(format!("berth://{}", attempt.id)),
+            exit_code: ended.exit_code,
+            signal: ended.signal,
+            reason: Some(ended.reason.clone()),
+            message: (!ended.message.is_empty()).then(|| ended.message.clone()),
+            started_at: ended.started_at.map(Time),
+            finished_at: Some(Time(ended.finished_at)),
+        };
+        // It was killed for the sake of another.
+        let killed = ended.exit_code == 128 + KILL && ended.reason == "Error";
+        if killed && attempt.epoch < self.epoch && !policy::restarts_all(container, attempt) {
+            terminated.reason = Some(RESTARTING_ALL.to_owned());
+        }
+        ContainerState { terminated: Some(terminated), ..ContainerState::default() }
     }
 
     /// Why a container that has not been started is waiting: its own failure, the pod's, or its turn.
@@ -197,8 +232,8 @@ impl View<'_> {
         {
             return no_image(failure, container.image.as_deref().unwrap_or_default());
         }
-        if let Some((reason, message)) = self.failure(container) {
-            return (reason, Some(message));
+        if let Some(Failure { reason, message, .. }) = self.memory.start_failure(&container.name) {
+            return (reason.clone(), Some(message.clone()));
         }
         if let Some(waiting) = self.no_image_of_a_volume(container) {
             return waiting;
@@ -206,6 +241,10 @@ impl View<'_> {
         if let Some(failure) = self.memory.failures.iter().find(|failure| failure.action.builds()) {
             return ("ContainerCreating".to_owned(), Some(format!("{}: {}", failure.reason, failure.message)));
         }
+        self.creating()
+    }
+
+    fn creating(&self) -> (String, Option<String>) {
         let has_init = !lifecycle::init_containers(self.pod).is_empty();
         (if has_init { "PodInitializing" } else { "ContainerCreating" }.to_owned(), None)
     }
@@ -220,6 +259,14 @@ impl View<'_> {
             let failure = self.memory.failure_of(&Action::MountVolume(volume.name.clone()))?;
             failure.is_of_image().then(|| no_image(failure, reference))
         })
+    }
+
+    fn restarting_reason(&self, container: &Container) -> (String, Option<String>) {
+        if policy::outlived(self.pod, self.observed).is_empty() {
+            return self.waiting_reason(container);
+        }
+        let message = "The container is removed because RestartAllContainers in place".to_owned();
+        (RESTARTING_ALL.to_owned(), Some(message))
     }
 
     fn crash_loop_reason(&self, container: &Container) -> (String, Option<String>) {
@@ -237,67 +284,6 @@ impl View<'_> {
             metadata.uid.as_deref().unwrap_or_default(),
         );
         ("CrashLoopBackOff".to_owned(), Some(message))
-    }
-
-    fn conditions(&self, inits: &[ContainerStatus], mains: &[ContainerStatus], now: Timestamp) -> Vec<PodCondition> {
-        let finished = self.phase == Phase::Succeeded;
-        let unready: Vec<&str> =
-            mains.iter().filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
-        let main_started = mains.iter().any(|status| status.container_id.is_some());
-        let incomplete: Vec<&str> =
-            inits.iter().filter(|status| !status.ready && !main_started).map(|status| status.name.as_str()).collect();
-        let host_network = self.pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
-        let sandbox_ready = matches!(self.observed.sandbox, Sandbox::Running { .. })
-            && (host_network || matches!(self.observed.network, Network::Attached(_)));
-        let ready = match self.phase {
-            Phase::Succeeded => Err(("PodCompleted".to_owned(), None)),
-            Phase::Failed => Err(("PodFailed".to_owned(), None)),
-            _ if unready.is_empty() => Ok(()),
-            _ => {
-                let message = format!("containers with unready status: [{}]", unready.join(" "));
-                Err(("ContainersNotReady".to_owned(), Some(message)))
-            }
-        };
-        let initialized = match incomplete.is_empty() || finished {
-            true => Ok(()),
-            false => Err((
-                "ContainersNotInitialized".to_owned(),
-                Some(format!("containers with incomplete status: [{}]", incomplete.join(" "))),
-            )),
-        };
-        let mut conditions = self.resize_conditions(now);
-        conditions.extend([
-            self.condition("PodReadyToStartContainers", sandbox_ready.then_some(()).ok_or((String::new(), None)), now),
-            self.condition("Initialized", initialized, now),
-            self.condition("Ready", ready.clone(), now),
-            self.condition("ContainersReady", ready, now),
-            self.condition("PodScheduled", Ok(()), now),
-        ]);
-        if let Some(eviction) = &self.memory.eviction {
-            conditions.push(PodCondition {
-                reason: Some("TerminationByKubelet".to_owned()),
-                message: Some(eviction.condition.clone()),
-                ..self.condition("DisruptionTarget", Ok(()), now)
-            });
-        }
-        conditions
-    }
-
-    fn condition(&self, kind: &str, holds: Result<(), (String, Option<String>)>, now: Timestamp) -> PodCondition {
-        let (status, reason, message) = match holds {
-            Ok(()) => ("True", None, None),
-            Err((reason, message)) => ("False", (!reason.is_empty()).then_some(reason), message),
-        };
-        let previous = self.memory.status.conditions.iter().flatten().find(|condition| condition.type_ == kind);
-        let since = previous.filter(|previous| previous.status == status).and_then(|p| p.last_transition_time.clone());
-        PodCondition {
-            type_: kind.to_owned(),
-            status: status.to_owned(),
-            reason,
-            message,
-            last_transition_time: Some(since.unwrap_or(Time(now))),
-            ..PodCondition::default()
-        }
     }
 }
 
@@ -318,17 +304,30 @@ fn waiting((reason, message): (String, Option<String>)) -> ContainerState {
     }
 }
 
-fn terminated(attempt: &Attempt, ended: &Ended) -> ContainerState {
-    ContainerState {
-        terminated: Some(ContainerStateTerminated {
-            container_id: Some(format!("berth://{}", attempt.id)),
-            exit_code: ended.exit_code,
-            signal: ended.signal,
-            reason: Some(ended.reason.clone()),
-            message: (!ended.message.is_empty()).then(|| ended.message.clone()),
-            started_at: ended.started_at.map(Time),
-            finished_at: Some(Time(ended.finished_at)),
-        }),
-        ..ContainerState::default()
-    }
+fn user(user: &User) -> ContainerUser {
+    let linux = LinuxContainerUser {
+        uid: user.uid.into(),
+        gid: user.gid.into(),
+        supplemental_groups: Some(user.groups.iter().map(|group| i64::from(*group)).collect()),
+    };
+    ContainerUser { linux: Some(linux) }
+}
+
+/// The mounts as they are: every kernel that berth runs on can make a mount read-only with all that is beneath it, so
+/// `IfPossible` is `Enabled`.
+fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = container.volume_mounts.as_deref().filter(|mounts| !mounts.is_empty())?;
+    let recursive = |wanted: Option<&str>| match wanted {
+        Some("Enabled" | "IfPossible") => "Enabled",
+        _ => "Disabled",
+    };
+    let status = mounts.iter().map(|mount| VolumeMountStatus {
+        name: mount.name.clone(),
+        mount_path: mount.mount_path.clone(),
+        read_only: mount.read_only.filter(|read_only| *read_only),
+        recursive_read_only: (mount.read_only == Some(true))
+            .then(|| recursive(mount.recursive_read_only.as_deref()).to_owned()),
+        volume_status: None,
+    });
+    Some(status.collect())
 }

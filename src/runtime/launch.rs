@@ -55,6 +55,8 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 pub struct ImageFacts {
     /// Image ID (`sha256:…` of its configuration).
     pub id: String,
+    /// What a status calls it: `repository@digest`, or the id of one without.
+    pub reference: String,
     /// USER: `name`, `uid`, `name:group`, …; empty for none.
     pub user: String,
     /// Variables, each `NAME=value`.
@@ -129,6 +131,8 @@ pub struct LaunchInput<'a> {
     pub attempt: u32,
     /// Generation of the sandbox it is for.
     pub generation: u32,
+    /// How often the pod had been begun anew.
+    pub epoch: u32,
     /// Its image.
     pub image: &'a ImageFacts,
     /// Host name of the pod (the node's with hostNetwork), for HOSTNAME.
@@ -219,6 +223,8 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
         attempt: input.attempt,
         image: container.image().to_owned(),
         image_id: image.id.clone(),
+        image_ref: image.reference.clone(),
+        epoch: input.epoch,
         args: process::arguments(container, &image.entrypoint, &image.cmd, &own_env)?,
         env: environment(&image.env, &own_env, input.hostname, container.tty()),
         cwd: process::working_directory(container, &image.working_dir)?,

@@ -46,6 +46,7 @@ fn options() -> LaunchOptions {
 fn image() -> ImageFacts {
     ImageFacts {
         id: "sha256:abc".into(),
+        reference: "docker.io/library/app@sha256:ref".to_owned(),
         user: "1000:1000".into(),
         env: vec!["PATH=/bin".into(), "LANG=C".into()],
         entrypoint: vec!["/shop".into()],
@@ -76,6 +77,7 @@ fn launch(
         container: ContainerRef::find(&pod, container).unwrap(),
         attempt: 2,
         generation: 1,
+        epoch: 0,
         image,
         hostname: "web",
         pod_ips: &[Ipv4Addr::new(10, 0, 0, 2).into()],

@@ -195,6 +195,16 @@ impl AttemptDirs {
         self.dir.join("restart.json")
     }
 
+    /// `HookRecord` of its postStart hook.
+    pub fn post_start_file(&self) -> PathBuf {
+        self.dir.join("post-start.json")
+    }
+
+    /// `HookRecord` of its preStop hook.
+    pub fn pre_stop_file(&self) -> PathBuf {
+        self.dir.join("pre-stop.json")
+    }
+
     /// Bound to terminationMessagePath.
     pub fn termination_log(&self) -> PathBuf {
         self.dir.join("termination-log")

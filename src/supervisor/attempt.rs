@@ -472,6 +472,7 @@ impl Attempt {
                     started_at: self.started_at,
                     finished_at: *finished_at,
                     start_error: None,
+                    user: Some(self.user.clone()),
                 }
             }
             Phase::Unrecorded { record, .. } if waited => record.clone(),

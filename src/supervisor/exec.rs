@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -30,6 +31,8 @@ pub struct Exec {
     pidfd: OwnedFd,
     /// The set-up report, until it has ended.
     pub status: Option<Status>,
+    /// Where its end is recorded, if it is a hook.
+    pub record: Option<PathBuf>,
     /// Why it could not be started: told when the child has been reaped.
     pub failure: Option<StartError>,
     /// Ends with its connection.
@@ -85,6 +88,7 @@ impl Exec {
             pid,
             pidfd,
             status: Some(status),
+            record: None,
             failure: None,
             bound: spec.bound,
             timed_out: false,

@@ -61,6 +61,15 @@ pub enum Call {
     /// Run a process in a container. Three descriptors come with it (stdin, stdout, stderr) unless `tty`,
     /// for which none comes and the reply carries the pty's master.
     Exec(ExecSpec),
+    /// Run a process in a container once, its streams /dev/null, and keep in `record` (a [`super::spec::HookRecord`]) how it
+    /// ended before that is told. Repeating it while the process runs joins it: the end is told to whoever asked last.
+    /// Repeating it later is answered with [`Answer::HookEnded`].
+    Hook {
+        /// What to run; without a terminal.
+        spec: ExecSpec,
+        /// Absolute path of a file in the attempt's directory.
+        record: PathBuf,
+    },
     /// Kill everything in the cgroup of an exec, if it still runs.
     ExecKill {
         /// From [`Answer::ExecStarted`].
@@ -131,6 +140,11 @@ pub enum Answer {
         exec: u64,
         /// Its process id on the host.
         pid: i32,
+    },
+    /// The hook has ended before; its record says how.
+    HookEnded {
+        /// `None`: well.
+        failure: Option<String>,
     },
     /// Done.
     Ok,

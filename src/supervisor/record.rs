@@ -22,6 +22,7 @@ pub fn of_failure(id: &str, finished_at: i64, error: StartError) -> ExitRecord {
         started_at: 0,
         finished_at,
         start_error: Some(error),
+        user: None,
     }
 }
 

@@ -79,6 +79,12 @@ pub struct LaunchSpec {
     pub image: String,
     /// Image ID (`sha256:…` of the config) the root was made from.
     pub image_id: String,
+    /// What a status calls the image: `repository@digest` where it is known by one, else the id. For records.
+    #[serde(default)]
+    pub image_ref: String,
+    /// How often the pod had been begun anew, for records (`pod::policy::epoch`).
+    #[serde(default)]
+    pub epoch: u32,
     /// Executable and arguments; never empty. `args[0]` is looked up in the environment's PATH when it has no slash.
     pub args: Vec<String>,
     /// Whole environment in order; a later entry of the same name has already won.
@@ -329,6 +335,19 @@ pub struct ExitRecord {
     pub finished_at: i64,
     /// Set when the container could not be started at all.
     pub start_error: Option<StartError>,
+    /// uid, gid and supplementary groups it ran with; `None` when it never did.
+    #[serde(default)]
+    pub user: Option<(u32, u32, Vec<u32>)>,
+}
+
+/// How a lifecycle hook ended: it is not run again for this attempt. Stored as `<attempt dir>/post-start.json` or
+/// `pre-stop.json`, durable before the end is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookRecord {
+    /// [`VERSION`] of the writer.
+    pub version: u32,
+    /// `None`: well. Otherwise why not, in one line.
+    pub failure: Option<String>,
 }
 
 /// Why a container (or an exec) could not be started.

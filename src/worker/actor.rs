@@ -146,6 +146,9 @@ impl Actor {
             }
             known = wanted.clone();
             let plan = plan(&self.pod, &self.observed, &self.memory, &self.node, now);
+            if plan.going_down {
+                self.memory.down_since.get_or_insert(now);
+            }
             self.publish(plan.status, &stages, std::mem::take(&mut changes.unreported));
             if self.observed.forgotten {
                 // A pull that nobody waits for any more is the only thing that can be under way here.
@@ -467,6 +470,8 @@ fn stage_name(action: &Action) -> String {
         Action::ResizePod { .. } => "resized".to_owned(),
         Action::StartContainer { container, .. } => format!("{container}/started"),
         Action::ReleaseContainer { container, .. } => format!("{container}/released"),
+        Action::RunHook { container, hook, .. } => format!("{container}/{}", hook.name()),
+        Action::AbandonHook { container, hook, .. } => format!("{container}/{}-abandoned", hook.name()),
         Action::StopContainer { container, .. } => format!("{container}/stop"),
         Action::KillContainer { container, .. } => format!("{container}/kill"),
         Action::RemoveAttempt { container, attempt } => format!("{container}/{attempt}/removed"),

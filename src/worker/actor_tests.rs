@@ -14,7 +14,11 @@ use super::{
     host::PodEvent,
     testing::{Clock, FakeHost, Step, ended, kill, node, pod, record, release, resolve, running, settle, start, stop},
 };
-use crate::pod::{Action, Eviction, Memory, ObservedPod, Outcome, observed::Sandbox, restart::RestartReason};
+use crate::pod::{
+    Action, Eviction, Hook, Memory, ObservedPod, Outcome,
+    observed::{HookEnd, Sandbox},
+    restart::RestartReason,
+};
 
 struct Rig {
     clock: Clock,
@@ -263,7 +267,7 @@ async fn a_lost_sandbox_is_cleared_and_made_again() {
         Action::StopSandbox,
         Action::DetachNetwork,
         resolve(1),
-        Action::PrepareContainer { container: "app".to_owned(), attempt: 1, generation: 2 },
+        Action::PrepareContainer { container: "app".to_owned(), attempt: 1, generation: 2, epoch: 0 },
         Action::CreateSandbox,
         Action::AttachNetwork,
         start(1),
@@ -272,7 +276,7 @@ async fn a_lost_sandbox_is_cleared_and_made_again() {
         assert_eq!(again.iter().filter(|begun| *begun == action).count(), 1, "{action:?} in {again:?}");
     }
     assert_eq!(again[0], Action::StopSandbox, "nothing is started in a sandbox that is gone: {again:?}");
-    let let_go = Action::ReleaseContainer { container: "app".to_owned(), attempt: 1, generation: 2 };
+    let let_go = Action::ReleaseContainer { container: "app".to_owned(), attempt: 1, generation: 2, epoch: 0 };
     assert!(again.contains(&let_go), "{again:?}");
     assert_eq!(rig.report().observed.generation, 2);
     assert_eq!(rig.phase(), "Running");
@@ -331,7 +335,7 @@ async fn a_changed_image_is_recorded_first_and_then_replaces_the_container() {
     rig.change_image("busybox:2", 2);
     settle().await;
     let after = rig.host.actions().split_off(before);
-    let prepare = Action::PrepareContainer { container: "app".to_owned(), attempt: 1, generation: 1 };
+    let prepare = Action::PrepareContainer { container: "app".to_owned(), attempt: 1, generation: 1, epoch: 0 };
     assert_eq!(after, [Action::RecordPod, mark(0), stop(0), resolve(1), prepare, start(1), release(1)]);
     let report = rig.report();
     assert_eq!(report.pod.metadata.generation, Some(2));
@@ -523,4 +527,85 @@ async fn a_pod_that_is_evicted_ends_and_is_not_started_again() {
     assert!(!actions.contains(&start(1)) && !actions.contains(&Action::ForgetPod));
     rig.terminate(30);
     assert!(rig.gone().await.contains(&Action::ForgetPod));
+}
+
+fn hook(hook: Hook) -> Action {
+    Action::RunHook { container: "app".to_owned(), attempt: 0, hook }
+}
+
+fn abandon(hook: Hook) -> Action {
+    Action::AbandonHook { container: "app".to_owned(), attempt: 0, hook }
+}
+
+/// A pod whose container has both hooks.
+fn hooked() -> Pod {
+    let mut pod = pod("u1", "web");
+    let hooks = serde_json::json!({"postStart": {"sleep": {"seconds": 1}}, "preStop": {"sleep": {"seconds": 1}}});
+    pod.spec.as_mut().unwrap().containers[0].lifecycle = serde_json::from_value(hooks).unwrap();
+    pod
+}
+
+#[tokio::test(start_paused = true)]
+async fn hooks_run_beside_the_start_and_before_the_end() {
+    let begun = Arc::new(Notify::new());
+    let rig = rig_of(hooked(), |host| host.script(hook(Hook::PostStart), Step::Hold(begun.clone())));
+    settle().await;
+    assert_eq!(rig.host.actions().last(), Some(&hook(Hook::PostStart)));
+    assert_eq!(rig.waiting().0, "ContainerCreating");
+    let held = rig.host.actions().len();
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(rig.host.actions().len(), held, "it is waited for in peace");
+    begun.notify_one();
+    settle().await;
+    assert_eq!(rig.report().pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0].started, Some(true));
+    rig.terminate(30);
+    let down = rig.gone().await.split_off(held);
+    assert_eq!(down[..3], [hook(Hook::PreStop), stop(0), Action::StopSandbox]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pre_stop_hook_that_never_ends_is_given_up_with_the_grace_period() {
+    let stuck = Arc::new(Notify::new());
+    let rig = rig_of(hooked(), |host| {
+        host.deaf = true;
+        host.script(hook(Hook::PreStop), Step::Hold(stuck.clone()));
+    });
+    settle().await;
+    let begun = rig.clock.passed().as_secs_f64();
+    rig.terminate(30);
+    sleep(Duration::from_secs(1)).await;
+    rig.terminate(10);
+    sleep(Duration::from_secs(20)).await;
+    let since = |action: &Action| -> Vec<f64> {
+        rig.host.times(action).iter().map(|at| ((at - begun) * 10.0).round() / 10.0).collect()
+    };
+    assert_eq!(since(&hook(Hook::PreStop)), [0.0]);
+    assert_eq!(since(&abandon(Hook::PreStop)), [10.0], "once, although it does not end");
+    assert_eq!(since(&stop(0)), [10.0]);
+    assert_eq!(since(&kill(0)), [12.0]);
+    stuck.notify_one();
+    rig.exit(0, 137).await;
+    let actions = rig.gone().await;
+    assert!(actions.contains(&Action::ForgetPod), "{actions:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn removal_gives_up_a_post_start_hook() {
+    let rig = rig_of(hooked(), |host| host.script(hook(Hook::PostStart), Step::Hold(Arc::new(Notify::new()))));
+    settle().await;
+    rig.terminate(30);
+    let actions = rig.gone().await;
+    let position = |wanted: &Action| actions.iter().position(|action| action == wanted).expect("it was done");
+    assert!(position(&abandon(Hook::PostStart)) < position(&stop(0)), "{actions:?}");
+    assert!(position(&hook(Hook::PreStop)) < position(&stop(0)), "{actions:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_whose_post_start_hook_fails_goes_and_comes_again() {
+    let failed = || Step::Return(Outcome::Hook(HookEnd::Failed("exit code 1".to_owned())));
+    let rig = rig_of(hooked(), |host| host.script(hook(Hook::PostStart), failed()));
+    settle().await;
+    assert_eq!(rig.host.times(&stop(0)).len(), 1);
+    assert_eq!(rig.host.times(&start(1)).len(), 1);
+    assert_eq!(rig.phase(), "Running");
 }

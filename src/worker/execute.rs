@@ -15,7 +15,7 @@ use k8s_openapi::{
     api::core::v1::{Pod, PodSpec},
     jiff::Timestamp,
 };
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{Notify, OnceCell, mpsc};
 
 use super::{
     handle::{BoxFuture, ExecSession, NodeError, Stage, TerminalSize, Usage},
@@ -34,9 +34,9 @@ use crate::{
     cgroup::path::SANDBOX,
     image::{Image, policy},
     pod::{
-        Action, Outcome, Verdict,
+        Action, Hook, Outcome, Verdict,
         happening::{self, Happening},
-        observed::{Attempt, AttemptState, Launched, Probed},
+        observed::{Attempt, AttemptState, Launched, Probed, User},
         probe::ProbeKey,
         restart::RestartReason,
     },
@@ -92,14 +92,19 @@ pub(super) struct State {
     /// An earlier agent made the sandbox, and may have ended before its record was durable.
     adopted: bool,
     meter: Option<Meter>,
+    /// Hooks that are running, and how to give them up.
+    hooks: BTreeMap<(String, u32, Hook), Arc<Notify>>,
 }
 
 /// What is kept of the launch record of a container's newest attempt.
 #[derive(Clone)]
 struct Launch {
     generation: u32,
+    epoch: u32,
     id: String,
     image_id: String,
+    image_ref: String,
+    stop_signal: i32,
     /// Set once the record is durable.
     committed: Arc<OnceCell<()>>,
     /// The supervisor has been told to let it go.
@@ -175,7 +180,7 @@ impl Host {
         self.state().supervisor.clone()
     }
 
-    fn need_supervisor(&self) -> Result<Supervisor, ActionError> {
+    pub(super) fn need_supervisor(&self) -> Result<Supervisor, ActionError> {
         self.supervisor().ok_or_else(|| ActionError {
             reason: "SandboxChanged".to_owned(),
             message: "the sandbox is gone".to_owned(),
@@ -202,6 +207,21 @@ impl Host {
         state.meter = None;
     }
 
+    /// Notes that a hook is run from now on; what comes back is told when it is to be given up.
+    pub(super) fn hook_begins(&self, key: (String, u32, Hook)) -> Arc<Notify> {
+        self.state().hooks.entry(key).or_default().clone()
+    }
+
+    pub(super) fn hook_ends(&self, key: &(String, u32, Hook)) {
+        self.state().hooks.remove(key);
+    }
+
+    fn abandon_hook(&self, container: String, attempt: u32, hook: Hook) {
+        if let Some(running) = self.state().hooks.get(&(container, attempt, hook)) {
+            running.notify_one();
+        }
+    }
+
     pub(super) fn hold_lease(&self, lease: Option<Lease>) {
         self.state().lease = lease;
     }
@@ -224,10 +244,8 @@ impl Host {
     /// Whether a container's termination message falls back to its log.
     pub(super) fn falls_back_to_logs(&self, container: &str) -> bool {
         let pod = self.pod();
-        let spec = spec_of(&pod);
-        spec.init_containers.iter().flatten().chain(&spec.containers).any(|found| {
-            found.name == container && found.termination_message_policy.as_deref() == Some("FallbackToLogsOnError")
-        })
+        let found = ContainerRef::find(&pod, container);
+        found.and_then(ContainerRef::termination_message_policy) == Some("FallbackToLogsOnError")
     }
 
     /// Writes the record of the pod, and goes by it from then on.
@@ -386,13 +404,23 @@ impl Host {
         };
         let stage = |(stage, at): &(String, u64)| Stage { name: format!("{name}/{stage}"), at: *at };
         let stages = started.stages.iter().map(stage).collect();
-        let Launch { generation, id, image_id, .. } = launch;
-        let running = Attempt { number: attempt, generation, id, image_id, state: running_state(&started) };
+        let Launch { generation, epoch, id, image_id, image_ref, stop_signal, .. } = launch;
+        let (uid, gid, groups) = started.user.clone();
+        let user = Some(Box::new(User { uid, gid, groups }));
+        let state = running_state(&started);
+        let running = Attempt { number: attempt, generation, epoch, id, image_id, image_ref, stop_signal, user, state };
         Ok(Done { outcome: Outcome::Attempt(running), stages })
     }
 
     /// Directories, cgroup and launch record of an attempt. The sandbox it is for may be in the making.
-    fn prepare_container(&self, pod: &Pod, name: &str, attempt: u32, generation: u32) -> Result<Done, ActionError> {
+    fn prepare_container(
+        &self,
+        pod: &Pod,
+        name: &str,
+        attempt: u32,
+        generation: u32,
+        epoch: u32,
+    ) -> Result<Done, ActionError> {
         const REASON: &str = "CreateContainerError";
         let container = container(pod, name)?;
         let launched = Launched {
@@ -403,7 +431,7 @@ impl Host {
         let directory = self.dirs.attempt(name, attempt);
         let recorded = records::read(&directory).map_err(because(REASON))?;
         if let Some(recorded) = recorded
-            && recorded.launch.generation == generation
+            && (recorded.launch.generation, recorded.launch.epoch) == (generation, epoch)
             && recorded.launch.image == launched.image
         {
             // Tried before, and the answer was lost: the same launch is joined.
@@ -423,6 +451,7 @@ impl Host {
             container,
             number: attempt,
             generation,
+            epoch,
             image: &image,
             pod_ips: &addresses,
             volumes: &volumes,
@@ -490,8 +519,11 @@ impl Host {
     fn hold_launch(&self, spec: &LaunchSpec) {
         let launch = Launch {
             generation: spec.generation,
+            epoch: spec.epoch,
             id: spec.id.clone(),
             image_id: spec.image_id.clone(),
+            image_ref: spec.image_ref.clone(),
+            stop_signal: spec.stop_signal,
             committed: Arc::default(),
             released: false,
         };
@@ -547,9 +579,10 @@ impl PodHost for Host {
                 Action::ResolveImage { container, .. } => self.resolve_image(&pod, &container).await,
                 Action::CreateSandbox => self.create_sandbox(pod).await,
                 Action::AttachNetwork => blocking(move || host.attach_network(&pod)).await,
-                Action::PrepareContainer { container, attempt, generation } => {
+                Action::PrepareContainer { container, attempt, generation, epoch } => {
                     let name = container.clone();
-                    let done = blocking(move || host.prepare_container(&pod, &container, attempt, generation)).await?;
+                    let prepare = move || host.prepare_container(&pod, &container, attempt, generation, epoch);
+                    let done = blocking(prepare).await?;
                     // While the sandbox is made. Whoever releases the container waits for it, and hears of an error.
                     tokio::spawn(async move { self.commit(&name, attempt).await });
                     Ok(done)
@@ -562,6 +595,11 @@ impl PodHost for Host {
                 }
                 Action::ResizePod { containers } => blocking(move || host.resize_pod(&pod, &containers)).await,
                 Action::StartContainer { container, attempt } => self.start_container(&container, attempt).await,
+                Action::RunHook { container, attempt, hook } => self.run_hook(&pod, &container, attempt, hook).await,
+                Action::AbandonHook { container, attempt, hook } => {
+                    self.abandon_hook(container, attempt, hook);
+                    Ok(Done::new(Outcome::Done))
+                }
                 Action::StopContainer { container, attempt } => self.stop_container(&container, attempt).await,
                 Action::KillContainer { container, .. } => self.kill_container(&container).await,
                 Action::RemoveAttempt { container, attempt } => {

@@ -37,7 +37,7 @@ pub struct Stage {
 pub struct ContainerView {
     /// Name within the pod.
     pub name: String,
-    /// `init`, `app` or `ephemeral`.
+    /// `init`, `sidecar`, `app` or `ephemeral`.
     pub kind: String,
     /// 64 hex digits; empty when it has never been started.
     pub id: String,

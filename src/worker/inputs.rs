@@ -12,7 +12,7 @@ use super::{env_file, execute::spec_of, host::ActionError, machine, shared::Shar
 use crate::{
     api::qos::QosClass,
     cgroup::{LeafLimits, PodLimits},
-    image::Image,
+    image::{Image, ImageReference},
     network::{
         DnsConfig, NodeNames, PodFiles, PodHostname, read_host_resolv_conf, resolv_conf::RESOLVED_FILE, write_files,
     },
@@ -41,6 +41,8 @@ pub struct Attempt<'a> {
     pub number: u32,
     /// Generation of the sandbox.
     pub generation: u32,
+    /// How often the pod had been begun anew.
+    pub epoch: u32,
     /// Its image.
     pub image: &'a Image,
     /// Addresses of the pod.
@@ -114,6 +116,7 @@ impl Shared {
         let image = attempt.image;
         let facts = ImageFacts {
             id: image.id.clone(),
+            reference: image_reference(image, attempt.container.image()),
             user: image.config.user.clone(),
             env: image.config.env.clone(),
             entrypoint: image.config.entrypoint.clone(),
@@ -132,6 +135,7 @@ impl Shared {
             container: attempt.container,
             attempt: attempt.number,
             generation: attempt.generation,
+            epoch: attempt.epoch,
             image: &facts,
             hostname: &names.nodename,
             pod_ips: attempt.pod_ips,
@@ -159,6 +163,15 @@ impl Shared {
         spec.cgroup = placement.map_err(|error| ActionError::new("CreateContainerError", &error))?;
         Ok(spec)
     }
+}
+
+/// What a status calls an image, as with containerd: the digest it is known by in a repository, that of the pod if there
+/// are several, else its id.
+fn image_reference(image: &Image, written: &str) -> String {
+    let repository = ImageReference::parse(written).ok().map(|reference| reference.name());
+    let of_it = |digest: &&String| digest.split_once('@').map(|(name, _)| name) == repository.as_deref();
+    let digest = image.repo_digests.iter().find(of_it).or(image.repo_digests.first());
+    digest.unwrap_or(&image.id).clone()
 }
 
 /// Host ports of a pod; a pod on the host's network has none to map.

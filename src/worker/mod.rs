@@ -10,6 +10,7 @@ pub mod execute;
 mod far_volumes;
 pub mod handle;
 mod helper;
+mod hooks;
 pub mod host;
 mod inputs;
 mod machine;

@@ -16,7 +16,7 @@ use super::{
     manager::{Entries, Entry, Update},
 };
 use crate::{
-    api::update::Change,
+    api::{container_ref::ContainerRef, resources::is_sidecar, update::Change},
     pod::observed::{Attempt, AttemptState, Sandbox},
     store::layout::Layout,
     supervisor::spec::ExecSpec,
@@ -82,41 +82,38 @@ fn view(report: &Report, source: &str, layout: &Layout) -> PodView {
         metadata.namespace.as_deref().unwrap_or_default(),
         metadata.name.as_deref().unwrap_or_default(),
     );
-    let spec = report.pod.spec.as_ref();
-    let init = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
-    let main = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
-    let ephemeral = spec.and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default();
-    let container = |kind: &str, name: &str, image: &Option<String>, tty: Option<bool>| {
-        let latest = report.observed.latest(name);
+    let container = |container: ContainerRef<'_>| {
+        let kind = match container {
+            ContainerRef::Init(_, init) if is_sidecar(init) => "sidecar",
+            ContainerRef::Init(..) => "init",
+            ContainerRef::App(..) => "app",
+            ContainerRef::Ephemeral(..) => "ephemeral",
+        };
+        let latest = report.observed.latest(container.name());
         let (state, pid, started_at, exit_code) = match latest.map(|attempt| &attempt.state) {
             None => ("waiting", None, None, None),
             Some(AttemptState::Running { pid, started_at }) => ("running", Some(*pid), Some(*started_at), None),
             Some(AttemptState::Ended(ended)) => ("exited", None, ended.started_at, Some(ended.exit_code)),
         };
         ContainerView {
-            name: name.to_owned(),
+            name: container.name().to_owned(),
             kind: kind.to_owned(),
             id: latest.map(|attempt| attempt.id.clone()).unwrap_or_default(),
             attempt: latest.map_or(0, |attempt| attempt.number),
-            image: image.clone().unwrap_or_default(),
+            image: container.image().to_owned(),
             state: state.to_owned(),
             pid,
-            tty: tty.unwrap_or(false),
+            tty: container.tty(),
             started_at: started_at.and_then(|at| i64::try_from(at.as_nanosecond()).ok()).unwrap_or_default(),
             exit_code,
-            log_dir: dirs.log.join(name).to_string_lossy().into_owned(),
+            log_dir: dirs.log.join(container.name()).to_string_lossy().into_owned(),
         }
     };
     PodView {
         pod: report.pod.clone(),
         source: source.to_owned(),
         stages: report.stages.clone(),
-        containers: init
-            .iter()
-            .map(|one| container("init", &one.name, &one.image, one.tty))
-            .chain(main.iter().map(|one| container("app", &one.name, &one.image, one.tty)))
-            .chain(ephemeral.iter().map(|one| container("ephemeral", &one.name, &one.image, one.tty)))
-            .collect(),
+        containers: ContainerRef::all(&report.pod).map(container).collect(),
         supervisor: match report.observed.sandbox {
             Sandbox::Running { pid } => Some(pid),
             Sandbox::Absent | Sandbox::Lost => None,

@@ -9,7 +9,7 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 
 use crate::{
-    pod::observed::{Attempt, AttemptState, Ended},
+    pod::observed::{Attempt, AttemptState, Ended, User},
     store::{
         durable::{self, StoreError},
         layout::{AttemptDirs, PodDirs},
@@ -65,16 +65,26 @@ fn directories(parent: &Path) -> Vec<std::path::PathBuf> {
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
+/// The attempt that `launch` describes, in a given state and as the user it was started with, if that is known.
+pub fn attempt(launch: &LaunchSpec, state: AttemptState, user: Option<(u32, u32, Vec<u32>)>) -> Attempt {
+    let known = |name: &str| (!name.is_empty()).then(|| name.to_owned());
+    Attempt {
+        number: launch.attempt,
+        generation: launch.generation,
+        epoch: launch.epoch,
+        id: launch.id.clone(),
+        image_id: launch.image_id.clone(),
+        image_ref: known(&launch.image_ref).unwrap_or_else(|| launch.image_id.clone()),
+        stop_signal: launch.stop_signal,
+        user: user.map(|(uid, gid, groups)| Box::new(User { uid, gid, groups })),
+        state,
+    }
+}
+
 impl Recorded {
     /// The attempt in a given state.
-    pub fn attempt(&self, state: AttemptState) -> Attempt {
-        Attempt {
-            number: self.launch.attempt,
-            generation: self.launch.generation,
-            id: self.launch.id.clone(),
-            image_id: self.launch.image_id.clone(),
-            state,
-        }
+    pub fn attempt(&self, state: AttemptState, user: Option<(u32, u32, Vec<u32>)>) -> Attempt {
+        attempt(&self.launch, state, user)
     }
 
     /// The attempt as ended: by its record, or unknown when there is none (never success).
@@ -83,7 +93,8 @@ impl Recorded {
             Some(record) => ended(record, &self.message(dirs, record, fall_back_to_logs), now),
             None => Ended::unknown(None, now),
         };
-        self.attempt(AttemptState::Ended(ended))
+        let user = self.exit.as_ref().and_then(|record| record.user.clone());
+        self.attempt(AttemptState::Ended(ended), user)
     }
 
     /// The termination message: the file, else with FallbackToLogsOnError the end of the log.
@@ -170,6 +181,7 @@ mod tests {
             started_at: 1_000_000_000,
             finished_at: 2_000_000_000,
             start_error: None,
+            user: None,
         }
     }
 

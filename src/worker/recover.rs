@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::{
     execute::{Host, running_state},
-    far_volumes,
+    far_volumes, hooks,
     host::PodHost,
     inputs::KILL,
     manager::{EVENTS, Recovered},
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     pod::{
-        Memory, ObservedPod,
+        Hook, Memory, ObservedPod,
         backoff::BackoffPolicy,
         observed::{AttemptState, Launched, Leftovers, Network, Sandbox},
     },
@@ -288,7 +288,7 @@ pub(super) fn attempts(
             snapshot.running.iter().find(same)
         });
         let attempt = match (running, &recorded.exit) {
-            (Some(running), _) => recorded.attempt(running_state(running)),
+            (Some(running), _) => recorded.attempt(running_state(running), Some(running.user.clone())),
             (None, Some(_)) => recorded.ended(&directory, falls_back_to_logs(&launch.container), Timestamp::now()),
             (None, None) if snapshot.is_some() && launch.generation == observed.generation => continue,
             // Prepared for a sandbox that never came to be: nothing was begun in it.
@@ -298,6 +298,14 @@ pub(super) fn attempts(
             }
             (None, None) => recorded.ended(&directory, false, Timestamp::now()),
         };
+        for hook in [Hook::PostStart, Hook::PreStop] {
+            match hooks::recorded(&directory, hook) {
+                Ok(Some(end)) => observed.hook_ended(&launch.container, attempt.number, hook, end),
+                Ok(None) => {}
+                // It is run again, as one that has not ended.
+                Err(error) => warn!(pod = name, %error, "the record of a hook is unreadable, ignoring"),
+            }
+        }
         note_launch(observed, launch, directory.restart_file().exists());
         observed.record(&launch.container.clone(), attempt);
     }

@@ -12,15 +12,18 @@ use super::{
 };
 use crate::{
     pod::{
-        ObservedPod,
+        Hook, ObservedPod,
         desired::SourceId,
-        observed::{AttemptState, Ended},
+        observed::{AttemptState, Ended, HookEnd},
     },
     store::{
         durable,
         layout::{Layout, PodDirs},
     },
-    supervisor::protocol::{RunningContainer, Snapshot},
+    supervisor::{
+        protocol::{RunningContainer, Snapshot},
+        spec::{HookRecord, VERSION},
+    },
 };
 
 struct Place {
@@ -203,4 +206,22 @@ fn the_end_of_a_sandbox_is_the_end_of_its_own_attempts_only() {
     assert_eq!(told, [("app", 0), ("init", 0)], "the next sandbox's attempt runs on");
     let recorded = watch::attempts(&place.dirs, 1, true, &|_| false);
     assert_eq!(recorded.len(), 1, "a connection that is back says nothing of what still runs");
+}
+
+#[test]
+fn hooks_that_have_ended_are_known_and_those_of_earlier_attempts_do_not_count() {
+    let place = place();
+    place.attempt("app", 0, 1, Some(1));
+    place.attempt("app", 1, 1, None);
+    let record = |attempt: u32, hook: Hook, failure: Option<&str>| {
+        let dirs = place.dirs.attempt("app", attempt);
+        let path = if hook == Hook::PostStart { dirs.post_start_file() } else { dirs.pre_stop_file() };
+        durable::write_json(&path, &HookRecord { version: VERSION, failure: failure.map(str::to_owned) }).unwrap();
+    };
+    record(0, Hook::PostStart, Some("exit code 1"));
+    record(0, Hook::PreStop, None);
+    record(1, Hook::PostStart, None);
+    let observed = place.found(1, Some(&snapshot(&[("app", 1)])));
+    let hooked = observed.hooked("app", 1).expect("hooks of the newest attempt");
+    assert_eq!((&hooked.post_start, &hooked.pre_stop), (&Some(HookEnd::Succeeded), &None));
 }

@@ -26,7 +26,7 @@ use crate::{
         backoff::CRASH_LOOP,
         desired::SourceId,
         happening::Happening,
-        observed::{Attempt, AttemptState, Ended, Launched, Probed, Written},
+        observed::{Attempt, AttemptState, Ended, HookEnd, Launched, Probed, Written},
         probe::{ProbeKey, ProbeKind},
     },
     supervisor::spec::{
@@ -203,6 +203,7 @@ impl FakeHost {
                 }
                 Outcome::Done
             }
+            Action::RunHook { .. } => Outcome::Hook(HookEnd::Succeeded),
             _ => Outcome::Done,
         }
     }
@@ -269,8 +270,12 @@ pub fn running(container: &str, number: u32, generation: u32, started_at: Timest
     Attempt {
         number,
         generation,
+        epoch: 0,
         id: format!("{container}-{number}"),
         image_id: "sha256:aa".to_owned(),
+        image_ref: "sha256:aa".to_owned(),
+        stop_signal: libc::SIGTERM,
+        user: None,
         state: AttemptState::Running { pid: 100, started_at },
     }
 }
@@ -323,7 +328,7 @@ pub fn node() -> Arc<NodeView> {
 }
 
 pub fn release(attempt: u32) -> Action {
-    Action::ReleaseContainer { container: "app".to_owned(), attempt, generation: 1 }
+    Action::ReleaseContainer { container: "app".to_owned(), attempt, generation: 1, epoch: 0 }
 }
 
 pub fn start(attempt: u32) -> Action {
@@ -353,6 +358,8 @@ pub fn launch(container: &str, attempt: u32, generation: u32) -> LaunchSpec {
         id: format!("{container}-{attempt}"),
         image: "busybox:1".to_owned(),
         image_id: "sha256:aa".to_owned(),
+        image_ref: "sha256:aa".to_owned(),
+        epoch: 0,
         args: vec!["true".to_owned()],
         env: Vec::new(),
         cwd: "/".into(),
@@ -394,5 +401,6 @@ pub fn exit_record(exit_code: i32) -> ExitRecord {
         started_at: 1_000_000_000,
         finished_at: 2_000_000_000,
         start_error: None,
+        user: None,
     }
 }

@@ -147,6 +147,8 @@ impl World {
             id: "0".repeat(64),
             image: "busybox".to_owned(),
             image_id: "sha256:0".to_owned(),
+            image_ref: String::new(),
+            epoch: 0,
             args: ["sh", "-c", script].map(str::to_owned).to_vec(),
             env: vec![("PATH".to_owned(), "/bin".to_owned()), ("GREETING".to_owned(), "hello".to_owned())],
             cwd: "/".into(),

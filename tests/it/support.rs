@@ -9,14 +9,11 @@ use serde_json::{Value, json};
 fn pods() -> Vec<Value> {
     let container = json!({
         "name": "app",
-        "lifecycle": {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"exec": {"command": ["true"]}}},
         "resources": {
             "claims": [{"name": "x"}],
             "limits": {"example.com/device": "1"},
             "requests": {"example.com/other": "1"},
         },
-        "restartPolicy": "Always",
-        "restartPolicyRules": [{"action": "Restart"}],
         "securityContext": {
             "appArmorProfile": {"type": "RuntimeDefault"}, "procMount": "Unmasked",
             "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
@@ -58,7 +55,7 @@ fn pods() -> Vec<Value> {
             "containers": [container],
             "ephemeralContainers": [{"name": "debug"}],
             "hostUsers": false, "hostnameOverride": "x",
-            "os": {"name": "windows"}, "readinessGates": [{"conditionType": "x"}],
+            "os": {"name": "windows"},
             "resourceClaims": [{"name": "x"}], "resources": {"claims": [{"name": "x"}]}, "runtimeClassName": "x",
             "securityContext": {
                 "appArmorProfile": {"type": "RuntimeDefault"}, "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},

@@ -1,8 +1,7 @@
 //! The fields of a container.
 
 use k8s_openapi::api::core::v1::{
-    Container, EnvFromSource, EnvVar, EnvVarSource, Lifecycle, ResourceRequirements, SecurityContext, VolumeDevice,
-    VolumeMount,
+    Container, EnvFromSource, EnvVar, EnvVarSource, ResourceRequirements, SecurityContext, VolumeDevice, VolumeMount,
 };
 
 use super::{Issues, any, has_labels};
@@ -16,10 +15,7 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
     let Container {
         env,
         env_from,
-        lifecycle,
         resources,
-        restart_policy,
-        restart_policy_rules,
         security_context,
         volume_devices,
         volume_mounts,
@@ -28,8 +24,11 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
         command: _,
         image: _,
         image_pull_policy: _,
+        lifecycle: _,
         name: _,
         ports: _,
+        restart_policy: _,
+        restart_policy_rules: _,
         stdin: _,
         stdin_once: _,
         termination_message_path: _,
@@ -50,22 +49,9 @@ pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
         // Every field is honoured.
         let EnvFromSource { config_map_ref: _, prefix: _, secret_ref: _ } = source;
     }
-    if let Some(lifecycle) = lifecycle {
-        check_lifecycle(lifecycle, path, issues);
-    }
     if let Some(resources) = resources {
         check_resources(resources, path, issues);
     }
-    issues.refuse_if(
-        restart_policy.as_ref().is_some_and(|policy| !policy.is_empty()),
-        format!("{path}.restartPolicy"),
-        "a restart policy of its own (a sidecar's, for example) is not supported yet",
-    );
-    issues.refuse_if(
-        any(restart_policy_rules),
-        format!("{path}.restartPolicyRules"),
-        "restart rules are not supported yet",
-    );
     if let Some(context) = security_context {
         check_security(context, &format!("{path}.securityContext"), issues);
     }
@@ -93,14 +79,6 @@ fn check_variable(variable: &EnvVar) {
     let Some(source) = value_from else { return };
     let EnvVarSource { config_map_key_ref: _, field_ref: _, file_key_ref: _, resource_field_ref: _, secret_key_ref: _ } =
         source;
-}
-
-fn check_lifecycle(lifecycle: &Lifecycle, path: &str, issues: &mut Issues) {
-    // stopSignal is honoured.
-    let Lifecycle { post_start, pre_stop, stop_signal: _ } = lifecycle;
-    for (name, hook) in [("postStart", post_start), ("preStop", pre_stop)] {
-        issues.refuse_if(hook.is_some(), format!("{path}.lifecycle.{name}"), "lifecycle hooks are not supported yet");
-    }
 }
 
 fn check_resources(resources: &ResourceRequirements, path: &str, issues: &mut Issues) {

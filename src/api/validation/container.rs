@@ -11,6 +11,10 @@ use super::{
 };
 use crate::api::resources::is_sidecar;
 
+/// Most restart rules of a container, and most exit codes of one.
+const MAX_RULES: usize = 20;
+const MAX_EXIT_CODES: usize = 255;
+
 /// Container names share one name space over all kinds.
 pub(super) fn validate_all(spec: &PodSpec, volumes: &BTreeSet<&str>, errors: &mut Errors) {
     let mut seen = BTreeSet::new();
@@ -178,6 +182,7 @@ fn restart_policy(path: &str, container: &Container, errors: &mut Errors) {
         let detail = "must specify restartPolicy when restart rules are used";
         errors.push(FieldError::required_because(format!("{path}.restartPolicy"), detail));
     }
+    errors.at_most(&format!("{path}.restartPolicyRules"), rules.len(), MAX_RULES);
     for (index, rule) in rules.iter().enumerate() {
         let path = format!("{path}.restartPolicyRules[{index}]");
         errors.one_of(&format!("{path}.action"), Some(&rule.action), &["Restart", "RestartAllContainers"]);
@@ -186,6 +191,7 @@ fn restart_policy(path: &str, container: &Container, errors: &mut Errors) {
             None => errors.push(FieldError::required_because(path, "must be specified")),
             Some(codes) => {
                 errors.one_of(&format!("{path}.operator"), Some(&codes.operator), &["In", "NotIn"]);
+                errors.at_most(&format!("{path}.values"), codes.values.iter().flatten().count(), MAX_EXIT_CODES);
                 for (index, code) in codes.values.iter().flatten().enumerate() {
                     errors.between(&format!("{path}.values[{index}]"), (*code).into(), 0, 255);
                 }

@@ -129,6 +129,13 @@ impl Errors {
         }
     }
 
+    fn at_most(&mut self, path: &str, count: usize, most: usize) {
+        if count > most {
+            let cause = format!("Too many: {count}: must have at most {most} items");
+            self.push(FieldError { path: path.to_owned(), cause });
+        }
+    }
+
     fn between(&mut self, path: &str, value: i64, least: i64, most: i64) {
         if !(least..=most).contains(&value) {
             self.push(FieldError::invalid(path, value, format!("must be between {least} and {most}, inclusive")));

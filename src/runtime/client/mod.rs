@@ -106,6 +106,18 @@ pub struct ExecEnd {
     pub timed_out: bool,
 }
 
+/// What [`Supervisor::hook`] found.
+#[derive(Debug)]
+pub enum HookRun {
+    /// It runs.
+    Running(Exec),
+    /// It has ended before.
+    Ended {
+        /// `None`: well.
+        failure: Option<String>,
+    },
+}
+
 impl Exec {
     /// Waits for its end.
     ///
@@ -278,6 +290,24 @@ impl Supervisor {
             }
             (Answer::StartFailed(error), _) => Ok(Err(error)),
             _ => Err(ClientError::Nonsense { call: "exec" }),
+        }
+    }
+
+    /// Runs a hook in a container and keeps how it ends in `record`. May be repeated, by a restarted agent too: one that runs
+    /// is joined, one that has ended is not run again.
+    ///
+    /// # Errors
+    /// As [`Supervisor::exec`].
+    pub async fn hook(&self, spec: ExecSpec, record: &Path) -> Result<Result<HookRun, StartError>, ClientError> {
+        let call = Call::Hook { spec, record: record.to_owned() };
+        let reply = self.link.call("run a hook", call, &[], START).await?;
+        match (reply.answer, reply.exit) {
+            (Answer::ExecStarted { exec, pid }, Some(exit)) => {
+                Ok(Ok(HookRun::Running(Exec { id: exec, pid, terminal: None, exit })))
+            }
+            (Answer::HookEnded { failure }, _) => Ok(Ok(HookRun::Ended { failure })),
+            (Answer::StartFailed(error), _) => Ok(Err(error)),
+            _ => Err(ClientError::Nonsense { call: "run a hook" }),
         }
     }
 

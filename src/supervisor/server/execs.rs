@@ -1,22 +1,51 @@
 //! Further processes in containers.
 
-use std::{os::fd::OwnedFd, time::Instant};
+use std::{fs::File, io, os::fd::OwnedFd, path::PathBuf, time::Instant};
 
 use super::Server;
 use crate::{
+    store::durable,
     supervisor::{
         attempt::{self, Phase},
         container::LaunchContext,
         exec::Exec,
         protocol::{Answer, Message},
-        spec::ExecSpec,
+        spec::{ExecSpec, HookRecord, VERSION},
         token::Token,
     },
     sys::{epoll::Interest, pidfd::Exit},
 };
 
 impl Server {
+    /// Runs a hook, joins it, or says how it ended.
+    pub(super) fn hook(&mut self, from: (u64, u64), spec: &ExecSpec, record: PathBuf) {
+        match durable::read_json::<HookRecord>(&record) {
+            Ok(None) => {}
+            Ok(Some(HookRecord { failure, .. })) => return self.reply(from, Answer::HookEnded { failure }),
+            Err(error) => return self.reply(from, Answer::Error { message: error.to_string() }),
+        }
+        if let Some((number, exec)) = self.execs.iter_mut().find(|(_, exec)| exec.record.as_ref() == Some(&record)) {
+            exec.connection = from.0;
+            if exec.request.is_some() {
+                exec.request = Some(from.1); // answered when its program has begun
+                return;
+            }
+            let answer = Answer::ExecStarted { exec: *number, pid: exec.pid };
+            return self.reply(from, answer);
+        }
+        let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+        let streams: io::Result<Vec<OwnedFd>> = (0..3).map(|_| null()).collect();
+        match streams {
+            Ok(streams) => self.begin_exec(from, spec, streams, Some(record)),
+            Err(error) => self.reply(from, Answer::Error { message: format!("/dev/null: {error}") }),
+        }
+    }
+
     pub(super) fn exec(&mut self, from: (u64, u64), spec: &ExecSpec, descriptors: Vec<OwnedFd>) {
+        self.begin_exec(from, spec, descriptors, None);
+    }
+
+    fn begin_exec(&mut self, from: (u64, u64), spec: &ExecSpec, descriptors: Vec<OwnedFd>, record: Option<PathBuf>) {
         let Some(attempt) = self.running(&spec.container).filter(|attempt| matches!(attempt.phase, Phase::Running))
         else {
             let message = format!("container {} does not run", spec.container);
@@ -32,7 +61,8 @@ impl Server {
         let started = Exec::start(number, from, spec, descriptors, attempt.pidfd(), &launch, &context);
         self.next += 1;
         match started {
-            Ok(exec) => {
+            Ok(mut exec) => {
+                exec.record = record;
                 if let Some(status) = &exec.status {
                     let token = Token::ExecStatus(number).encode();
                     let _ = self.epoll.add(status.descriptor(), token, Interest::Read);
@@ -78,6 +108,12 @@ impl Server {
         let Some(mut exec) = self.execs.remove(&number) else { return };
         let (connection, request, timed_out) = (exec.connection, exec.request, exec.timed_out);
         let failure = exec.failure.take();
+        if let (None, None, Some(path)) = (&failure, request, &exec.record) {
+            let code = exit.ended.code();
+            let failure = (code != 0).then(|| format!("command terminated with exit code {code}"));
+            // If it cannot be written (the disk is full) the hook may be run again by a restarted agent, ignoring.
+            let _ = durable::write_json(path, &HookRecord { version: VERSION, failure });
+        }
         // Before anybody hears of it: what they are told has ended is not there any more.
         let leftover = exec.clean_up();
         self.look_at_leftovers();

@@ -240,6 +240,7 @@ impl Server {
                 self.reply(from, Answer::Ok);
             }
             Call::Exec(spec) => self.exec(from, &spec, descriptors),
+            Call::Hook { spec, record } => self.hook(from, &spec, record),
             Call::ExecKill { exec } => {
                 if let Some(exec) = self.execs.get_mut(&exec) {
                     exec.kill(Instant::now());
