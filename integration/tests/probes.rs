@@ -59,23 +59,26 @@ fn a_container_that_fails_its_liveness_probe_is_restarted_whatever_asks() {
     let mut agent = agent(&place, &["--config", &file]);
     let dead = "trap 'exit 3' TERM; sleep 1000 & wait";
     let never = "trap 'exit 3' TERM; nc -ll -p 8080 -e sleep 1000 & wait";
+    let checking = shell("test ! -e /gone || { echo it is gone; exit 1; }");
+    let serving = "httpd -p 8080 -h /tmp; trap 'exit 3' TERM; sleep 1000 & wait";
     let pods = [
-        ("exec", "trap 'exit 3' TERM; sleep 2; touch /gone; sleep 1000 & wait", shell("test ! -e /gone")),
-        ("silent", never, json!({ "httpGet": { "port": "web" } })),
-        ("tcp", dead, json!({ "tcpSocket": { "port": 8080 } })),
-        ("grpc", dead, json!({ "grpc": { "port": 8080 } })),
+        ("exec", "trap 'exit 3' TERM; sleep 2; touch /gone; sleep 1000 & wait", checking, "it is gone"),
+        ("silent", never, json!({ "httpGet": { "port": "web" } }), "Client.Timeout exceeded while awaiting headers"),
+        ("tcp", dead, json!({ "tcpSocket": { "port": 8080 } }), "connect: connection refused"),
+        ("grpc", dead, json!({ "grpc": { "port": 8080 } }), "error: failed to connect service at"),
         (
             "missing",
-            "httpd -p 8080 -h /tmp; trap 'exit 3' TERM; sleep 1000 & wait",
+            serving,
             json!({ "httpGet": { "port": 8080, "path": "/x" } }),
+            "HTTP probe failed with statuscode: 404",
         ),
     ];
-    for (name, script, handler) in &pods {
+    for (name, script, handler, _) in &pods {
         let ports = json!([{ "name": "web", "containerPort": 8080 }]);
         let fields = json!({ "livenessProbe": impatient(handler.clone()), "ports": ports });
         apply(&agent, name, &probed(name, script, fields));
     }
-    for (name, ..) in &pods {
+    for (name, .., said) in &pods {
         let mut last = 0;
         eventually(&format!("{name} is restarted twice; agent:\n{}", agent.log()), Duration::from_secs(30), || {
             let count = agent.pod(name).filter(|pod| container(pod, 0).is_object()).map_or(0, |pod| restarts(&pod));
@@ -87,7 +90,7 @@ fn a_container_that_fails_its_liveness_probe_is_restarted_whatever_asks() {
         let ended = &container(&pod, 0)["lastState"]["terminated"];
         assert_eq!(ended["exitCode"], 3, "{name} had time to end by itself: {:#}", pod["status"]);
         let told = agent.ok(&["events", name]);
-        assert!(told.contains("Liveness probe failed: "), "{told}");
+        assert!(told.contains("Liveness probe failed: ") && told.contains(said), "{told}");
         assert!(told.contains("Container app failed liveness probe, will be restarted"), "{told}");
         assert!(!told.contains("Stopping container"), "one event for one end:\n{told}");
     }
