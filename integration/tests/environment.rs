@@ -3,9 +3,10 @@
 use std::{fs, time::Duration};
 
 use berth_integration::{
-    Agent, eventually,
-    scenario::{agent, apply, container, explained, full_name, log, place, ready, run, with},
+    Agent, Place, eventually,
+    scenario::{agent, apply, container, exec, explained, full_name, log, place, ready, run, with},
 };
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
 use serde_json::{Value, json};
 
 /// Waits without end.
@@ -246,4 +247,56 @@ fn an_agent_that_starts_again_knows_the_objects() {
     fs::write(place.path("manifests").join("settings.json"), immutable.to_string()).expect("write a manifest");
     let third = Agent::start(&place, &[]).expect("an agent");
     problem(&third, &["settings.json", "field is immutable when `immutable` is set"]);
+}
+
+/// The claims of a token, after its signature was checked with the key set that the agent published.
+fn claims(place: &Place, token: &str, audience: &str) -> Value {
+    let keys = fs::read_to_string(place.path("root").join("service-account-jwks.json")).expect("the key set");
+    let keys: JwkSet = serde_json::from_str(&keys).expect("a key set");
+    let header = jsonwebtoken::decode_header(token).expect("a header");
+    let key = keys.find(&header.kid.expect("a key's name")).expect("the key");
+    let mut validation = Validation::new(Algorithm::ES256);
+    validation.set_audience(&[audience]);
+    let key = DecodingKey::from_jwk(key).expect("a key");
+    jsonwebtoken::decode::<Value>(token, &key, &validation).expect("a valid token").claims
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn a_pod_gets_tokens_of_its_service_account() {
+    let place = place();
+    let mut first = agent(&place, &[]);
+    let source = |path: &str, audience: &str| json!({ "serviceAccountToken": { "path": path, "audience": audience, "expirationSeconds": 600 } });
+    let sources = json!([source("vault", "vault"), { "serviceAccountToken": { "path": "token" } }]);
+    let mounts = json!({ "volumeMounts": [{ "name": "tokens", "mountPath": "/tokens" }] });
+    let spec = json!({
+        "serviceAccountName": "robot",
+        "volumes": [{ "name": "tokens", "projected": { "sources": sources } }],
+        "containers": [container("app", WAIT, mounts)],
+    });
+    apply(&first, "holder", spec);
+    explained(&first, "holder", &[r#"failed to fetch token: serviceaccounts \"robot\" not found"#]);
+    list(&first, "robot.json", json!([object("ServiceAccount", "robot", json!({}))]));
+    let pod = first.ready("holder");
+    let name = full_name(&pod);
+    let vault = exec(&first, &name, "cat /tokens/vault");
+    let told = claims(&place, &vault, "vault");
+    assert_eq!(told["sub"], "system:serviceaccount:default:robot");
+    assert_eq!(told["exp"].as_i64().expect("a time") - told["iat"].as_i64().expect("a time"), 600);
+    assert_eq!(told["kubernetes.io"]["pod"], json!({ "name": name, "uid": pod["metadata"]["uid"] }));
+    let own = claims(&place, &exec(&first, &name, "cat /tokens/token"), "https://kubernetes.default.svc");
+    assert_eq!(own["exp"].as_i64().expect("a time") - own["iat"].as_i64().expect("a time"), 3600);
+    assert_eq!(
+        exec(&first, &name, "stat -Lc %a /tokens/vault; test -e /var/run/secrets || echo nothing else"),
+        "644\nnothing else\n"
+    );
+
+    // Another agent signs with the same key.
+    first.kill();
+    let second = Agent::start(&place, &[]).expect("an agent");
+    let renewed = eventually("the token is written anew", Duration::from_secs(20), || {
+        Some(exec(&second, &name, "cat /tokens/vault")).filter(|token| *token != vault)
+    });
+    claims(&place, &renewed, "vault");
+    claims(&place, &vault, "vault");
 }

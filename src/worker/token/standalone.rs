@@ -98,12 +98,19 @@ impl StandaloneTokens {
         StandaloneTokens(Arc::new(Issuer {
             key_file: root.join("service-account.key"),
             key_set_file: root.join("service-account-jwks.json"),
-            // As kubeadm names the issuer of a cluster.
-            name: format!("https://kubernetes.default.svc.{cluster_domain}"),
+            name: issuer_name(cluster_domain),
             node: node.to_owned(),
             objects,
             key: Mutex::default(),
         }))
+    }
+}
+
+/// As kubeadm names the issuer of a cluster; a node without a cluster domain leaves that out.
+fn issuer_name(cluster_domain: &str) -> String {
+    match cluster_domain {
+        "" => "https://kubernetes.default.svc".to_owned(),
+        domain => format!("https://kubernetes.default.svc.{domain}"),
     }
 }
 
@@ -333,6 +340,12 @@ mod tests {
         let token = bench.issuer().issue(&request("", ""), now()).unwrap();
         let claims = bench.check(&token.value, "https://kubernetes.default.svc.cluster.local").unwrap();
         assert_eq!(claims["sub"], "system:serviceaccount:shop:default", "which there always is");
+    }
+
+    #[test]
+    fn the_issuer_is_named_after_the_cluster_domain() {
+        assert_eq!(issuer_name("example"), "https://kubernetes.default.svc.example");
+        assert_eq!(issuer_name(""), "https://kubernetes.default.svc");
     }
 
     #[test]
