@@ -92,6 +92,12 @@ fn cpu_and_memory_change_under_a_running_container() {
     let before = has(&agent, "web", Some(0), (Some(200), Some(64 * MIB)));
     has(&agent, "web", None, (Some(200), Some(64 * MIB)));
     assert_eq!(before["metadata"]["generation"], 1);
+    // Its class has the weight of its first pod: shares with v1, weight with v2.
+    let root = place.cgroup_root.trim_start_matches('/');
+    let read = |path: String| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let shares = read(format!("/sys/fs/cgroup/cpu/{root}/kubepods/burstable/cpu.shares"));
+    let weight = read(format!("/sys/fs/cgroup/{root}/kubepods/burstable/cpu.weight"));
+    assert!(shares.as_deref() == Some("102") || weight.as_deref() == Some("17"), "{shares:?} {weight:?}");
 
     let said = agent.ok(&["resize", "web", "-c", "app", "--limits", "cpu=400m,memory=96Mi", "--requests", "cpu=300m"]);
     assert_eq!(said, format!("pod/{name} resized\n"));
@@ -355,8 +361,11 @@ fn what_is_reserved_is_not_for_pods() {
     let asks = |milli: u64| amounts(json!({"cpu": format!("{milli}m")}), json!({}));
     run(&agent, "large", WAIT, asks(all - 900));
     let pod = agent.until("large", "refused", |pod| pod["status"]["phase"] == "Failed");
-    let message =
-        format!("Node didn't have enough resource: cpu, requested: {}, used: 0, capacity: {}", all - 900, all - 1000);
+    let message = format!(
+        "Pod was rejected: Node didn't have enough resource: cpu, requested: {}, used: 0, capacity: {}",
+        all - 900,
+        all - 1000
+    );
     assert_eq!((&pod["status"]["reason"], &pod["status"]["message"]), (&json!("OutOfcpu"), &json!(message)));
     run(&agent, "small", WAIT, asks(all - 1000));
     ready(&agent, "small");

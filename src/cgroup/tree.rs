@@ -60,6 +60,17 @@ impl Cgroups {
     /// What the classes of pods get together: the weight of Burstable pods and, on v2, the memory that is kept. What is
     /// kept for a cgroup is only kept as far as it is for those above it.
     pub fn update_qos(&self, totals: &ClassTotals) -> Result<(), CgroupError> {
+        match self.apply_totals(totals) {
+            // The first pod is counted before it is made, and the tree with it.
+            Err(error) if error.is_absent() => {
+                self.ensure_tree()?;
+                self.apply_totals(totals)
+            }
+            applied => applied,
+        }
+    }
+
+    fn apply_totals(&self, totals: &ClassTotals) -> Result<(), CgroupError> {
         self.apply_shares(&path::class(QosClass::Burstable), shares(totals.burstable_milli))?;
         let (guaranteed, burstable) = (totals.guaranteed_memory, totals.burstable_memory);
         let quality = |min, low| MemoryQuality { min, low, high: None };
