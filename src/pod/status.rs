@@ -273,10 +273,10 @@ impl View<'_> {
             self.condition("ContainersReady", ready, now),
             self.condition("PodScheduled", Ok(()), now),
         ]);
-        if let Some(eviction) = &self.memory.eviction {
+        if let Some(message) = self.memory.eviction.as_ref().and_then(|eviction| eviction.condition.clone()) {
             conditions.push(PodCondition {
                 reason: Some("TerminationByKubelet".to_owned()),
-                message: Some(eviction.condition.clone()),
+                message: Some(message),
                 ..self.condition("DisruptionTarget", Ok(()), now)
             });
         }
