@@ -53,8 +53,8 @@ pub(super) fn conditions(facts: &Facts<'_>) -> Vec<PodCondition> {
     if policy::may_restart_all(facts.pod) {
         conditions.push(facts.condition("AllContainersRestarting", facts.restarting()));
     }
-    if let Some(eviction) = &facts.memory.eviction {
-        let said = ("TerminationByKubelet", Some(eviction.condition.clone()));
+    if let Some(message) = facts.memory.eviction.as_ref().and_then(|eviction| eviction.condition.clone()) {
+        let said = ("TerminationByKubelet", Some(message));
         conditions.push(facts.condition("DisruptionTarget", Ok(said)));
     }
     conditions

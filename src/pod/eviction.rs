@@ -1,6 +1,7 @@
 //! Whether a pod uses more local storage than its limits allow, as upstream's eviction manager decides it
 //! (`pkg/kubelet/eviction/eviction_manager.go`, `localStorageEviction`): its emptyDirs first, then the pod as a whole,
-//! then each container.
+//! then each container. Upstream spares every static pod, because an evicted one would not come back; here a limit holds
+//! wherever it is written, except for critical pods.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::preemption::Eviction;
+use super::preemption::{Eviction, is_critical};
 use crate::api::{
     quantity::Quantity,
     resources::{EPHEMERAL_STORAGE, container_limits, limits},
@@ -20,9 +21,6 @@ pub const GRACE: i64 = 1;
 
 /// `status.reason` of an evicted pod, and the reason of its event.
 pub const REASON: &str = "Evicted";
-
-/// Priorities from here on are those of the system (upstream `SystemCriticalPriority`).
-const SYSTEM_CRITICAL: i32 = 2_000_000_000;
 
 /// Bytes on disk that a pod uses now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,9 +49,9 @@ pub fn is_limited(pod: &Pod) -> bool {
 /// Whether `used` is more than the pod may have.
 pub fn storage_eviction(pod: &Pod, used: &StorageUsage, at: Timestamp) -> Option<Eviction> {
     let spec = pod.spec.as_ref().filter(|spec| !is_critical(spec))?;
+    // As upstream, without the condition DisruptionTarget.
     let evicted = |message: String| {
-        let condition = message.clone();
-        Some(Eviction { reason: REASON.to_owned(), message, condition, at, grace: Some(GRACE) })
+        Some(Eviction { reason: REASON.to_owned(), message, condition: None, at, grace: Some(GRACE) })
     };
     for (volume, source) in disk_volumes(spec) {
         if let (Some(limit), Some(bytes)) = (size_limit(source), used.volumes.get(&volume.name))
@@ -85,14 +83,6 @@ pub fn disk_volumes(spec: &PodSpec) -> impl Iterator<Item = (&Volume, &EmptyDirV
     let on_disk = |source: &&EmptyDirVolumeSource| source.medium.as_deref().unwrap_or_default().is_empty();
     let volumes = spec.volumes.iter().flatten();
     volumes.filter_map(move |volume| Some((volume, volume.empty_dir.as_ref().filter(on_disk)?)))
-}
-
-/// Pods of the system are not evicted. Upstream counts every static pod among them, because an evicted one would not
-/// come back; here a limit holds wherever it is written.
-fn is_critical(spec: &PodSpec) -> bool {
-    let class = spec.priority_class_name.as_deref().unwrap_or_default();
-    spec.priority.is_some_and(|priority| priority >= SYSTEM_CRITICAL)
-        || matches!(class, "system-node-critical" | "system-cluster-critical")
 }
 
 /// One of 0 is none.
@@ -160,7 +150,7 @@ mod tests {
             (json!({"containers": [], "volumes": volume(json!({"sizeLimit": "1Gi"}))}), true),
             (json!({"containers": [], "volumes": volume(json!({"sizeLimit": "0"}))}), false),
             (json!({"containers": [], "volumes": volume(json!({"sizeLimit": "1Gi", "medium": "Memory"}))}), false),
-            (json!({"containers": container(limit("1Gi")), "priority": SYSTEM_CRITICAL}), false),
+            (json!({"containers": container(limit("1Gi")), "priority": 2_000_000_000}), false),
             (json!({"containers": container(limit("1Gi")), "priorityClassName": "system-node-critical"}), false),
         ];
         for (spec, limited) in cases {

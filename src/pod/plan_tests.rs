@@ -554,8 +554,8 @@ fn the_active_deadline_ends_a_pod() {
 fn an_evicted_pod_has_the_least_time_to_stop_and_has_failed_for_good() {
     let mut case = healthy();
     let message = "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ";
-    let (reason, message_of) = ("Evicted".to_owned(), message.to_owned());
-    let eviction = Eviction { reason, condition: message_of.clone(), message: message_of, at: at(100), grace: Some(1) };
+    let (reason, sentence) = ("Evicted".to_owned(), message.to_owned());
+    let eviction = Eviction { reason, message: sentence, condition: None, at: at(100), grace: Some(1) };
     case.memory.eviction = Some(eviction.clone());
     assert_eq!(case.plan().actions, [Action::RecordVerdict(Verdict::Evicted(eviction))]);
     case.observed.verdict = true;
@@ -563,6 +563,7 @@ fn an_evicted_pod_has_the_least_time_to_stop_and_has_failed_for_good() {
     assert_eq!(plan.actions, [stop("app"), stop("log")]);
     assert_eq!(phase(&plan.status), "Failed");
     assert_eq!((plan.status.reason.as_deref(), plan.status.message.as_deref()), (Some("Evicted"), Some(message)));
+    assert_eq!(condition(&plan.status, "DisruptionTarget"), "absent", "it is the pod's own doing");
     for container in ["app", "log"] {
         case.memory.begun(&stop(container), &CRASH_LOOP, at(100));
         case.memory.ended(&stop(container), None, at(100));

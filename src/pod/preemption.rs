@@ -48,8 +48,10 @@ pub struct Eviction {
     pub reason: String,
     /// A sentence.
     pub message: String,
-    /// Message of the condition `DisruptionTarget`, whose reason is `TerminationByKubelet`.
-    pub condition: String,
+    /// Message of the condition `DisruptionTarget`, whose reason is `TerminationByKubelet`; `None`: the pod has brought
+    /// it upon itself, and has no such condition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
     /// When it was decided.
     pub at: Timestamp,
     /// Seconds it has to stop at most; `None`: its own grace period.
@@ -60,7 +62,7 @@ pub struct Eviction {
 impl Eviction {
     /// Of a pod that goes for a critical one.
     pub fn preempted(at: Timestamp) -> Eviction {
-        let (message, condition) = (MESSAGE.to_owned(), CONDITION.to_owned());
+        let (message, condition) = (MESSAGE.to_owned(), Some(CONDITION.to_owned()));
         Eviction { reason: "Preempting".to_owned(), message, condition, at, grace: None }
     }
 }

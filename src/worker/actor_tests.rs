@@ -516,7 +516,7 @@ async fn a_pod_that_is_evicted_ends_and_is_not_started_again() {
     let rig = rig(|_| {});
     settle().await;
     let (reason, message) = ("Evicted".to_owned(), "too much".to_owned());
-    let eviction = Eviction { reason, condition: message.clone(), message, at: rig.clock.now(), grace: Some(1) };
+    let eviction = Eviction { reason, message, condition: None, at: rig.clock.now(), grace: Some(1) };
     rig.events.send(PodEvent::Evicted(eviction)).await.unwrap();
     sleep(Duration::from_secs(1000)).await;
     assert_eq!(rig.phase(), "Failed");
