@@ -87,7 +87,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
     let PodSpec {
         containers,
         ephemeral_containers,
-        host_users,
         hostname_override,
         init_containers,
         readiness_gates,
@@ -102,6 +101,7 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         host_ipc: _,
         host_network: _,
         host_pid: _,
+        host_users: _,
         hostname: _,
         overhead: _,
         runtime_class_name: _,
@@ -147,7 +147,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         "spec.ephemeralContainers",
         "ephemeral containers are not supported yet",
     );
-    issues.refuse_if(*host_users == Some(false), "spec.hostUsers", "user namespaces are not supported yet");
     issues.refuse_if(
         hostname_override.is_some(),
         "spec.hostnameOverride",
@@ -264,7 +263,6 @@ mod tests {
         let hook = json!({"exec": {"command": ["true"]}});
         let cases: &[(&str, Value, &str)] = &[
             ("/spec/ephemeralContainers", json!([{"name": "debug"}]), "spec.ephemeralContainers"),
-            ("/spec/hostUsers", json!(false), "spec.hostUsers"),
             ("/spec/hostnameOverride", json!("x"), "spec.hostnameOverride"),
             ("/spec/readinessGates", json!([{"conditionType": "x"}]), "spec.readinessGates"),
             ("/spec/resourceClaims", json!([{"name": "x"}]), "spec.resourceClaims"),
@@ -287,11 +285,6 @@ mod tests {
                 "/spec/containers/0/resources",
                 json!({"limits": {"example.com/gpu": "1"}}),
                 "spec.containers[0].resources.limits[example.com/gpu]",
-            ),
-            (
-                "/spec/containers/0/securityContext/procMount",
-                json!("Unmasked"),
-                "spec.containers[0].securityContext.procMount",
             ),
             ("/spec/initContainers/0/restartPolicy", json!("Always"), "spec.initContainers[0].restartPolicy"),
             ("/spec/volumes/1", json!({"name": "v", "nfs": {"server": "s", "path": "/"}}), "spec.volumes[1].nfs"),

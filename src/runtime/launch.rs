@@ -22,7 +22,9 @@ use super::{
 };
 use crate::{
     store::layout::PodDirs,
-    supervisor::spec::{CgroupPlacement, DeviceSpec, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, VERSION},
+    supervisor::spec::{
+        CgroupPlacement, DeviceSpec, IdRange, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, VERSION,
+    },
     volume::{MountedVolume, shm},
 };
 
@@ -146,6 +148,8 @@ pub struct LaunchInput<'a> {
     pub volumes: &'a BTreeMap<String, MountedVolume>,
     /// Where its processes go.
     pub cgroup: CgroupPlacement,
+    /// Ids of the pod's user namespace (hostUsers false).
+    pub users: Option<IdRange>,
     /// Settings of the node.
     pub options: &'a LaunchOptions,
     /// Compiles seccomp profiles.
@@ -186,6 +190,7 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
     let surface = Surface {
         privileged,
         read_only_root: security.read_only_root(),
+        own_users: input.users.is_some(),
         shm: if pod_spec.is_none_or(shm::is_needed) { shm::path(dirs) } else { PathBuf::from(shm::HOST) },
     };
     let has_termination_log = !container.termination_message_path().is_empty();
@@ -226,6 +231,7 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
         readonly_paths,
         devices: if privileged || own_dev { Vec::new() } else { default_devices() },
         all_devices: privileged && !own_dev,
+        users: input.users,
         user,
         capabilities,
         no_new_privs: security.no_new_privs(),
@@ -234,8 +240,9 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
         oom_score_adj: oom::score(pod, container, options.memory_capacity),
         cgroup: input.cgroup.clone(),
         pid: pid_mode(pod, container),
-        // As containerd: a privileged container sees the host's cgroups, and on v1 nobody has a namespace.
-        new_cgroup_ns: options.cgroup_version == CgroupVersion::V2 && !privileged,
+        // As containerd: a privileged container sees the host's cgroups, and on v1 nobody has a namespace. In a user
+        // namespace the host's cannot be mounted.
+        new_cgroup_ns: options.cgroup_version == CgroupVersion::V2 && (!privileged || input.users.is_some()),
         stdio: StdioSpec { tty: container.tty(), stdin: container.stdin(), stdin_once: container.stdin_once() },
         log: LogSpec {
             path: dirs.log_file(container.name(), input.attempt),

@@ -18,5 +18,6 @@ pub mod security;
 pub mod service_env;
 pub mod spawn;
 pub mod sysctls;
+pub mod users;
 
 pub use crate::api::{container_ref, downward};

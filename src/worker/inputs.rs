@@ -28,7 +28,7 @@ use crate::{
         security::SeccompChoice,
     },
     store::layout::PodDirs,
-    supervisor::spec::{CgroupPlacement, LaunchSpec, SandboxSpec},
+    supervisor::spec::{CgroupPlacement, IdRange, LaunchSpec, SandboxSpec},
     volume::MountedVolume,
 };
 
@@ -44,6 +44,8 @@ pub struct Attempt<'a> {
     pub image: &'a Image,
     /// Addresses of the pod.
     pub pod_ips: &'a [IpAddr],
+    /// Ids of the pod's user namespace.
+    pub users: Option<IdRange>,
     /// Volumes, all set up.
     pub volumes: &'a BTreeMap<String, MountedVolume>,
 }
@@ -87,6 +89,7 @@ impl Shared {
         pod: &Pod,
         generation: u32,
         cgroup: CgroupPlacement,
+        users: Option<IdRange>,
     ) -> Result<SandboxSpec, ActionError> {
         let names = PodHostname::of(pod, &self.config.cluster_domain)
             .map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))?;
@@ -96,6 +99,7 @@ impl Shared {
             hostname: &names.nodename,
             domainname: "",
             cgroup,
+            users,
             allowed_unsafe_sysctls: &self.config.allowed_unsafe_sysctls,
         })?)
     }
@@ -140,6 +144,7 @@ impl Shared {
             env_sources: EnvSources { objects: &objects, read_file: &read_file },
             volumes: attempt.volumes,
             cgroup: CgroupPlacement::default(),
+            users: attempt.users,
             options: &self.launch,
             seccomp: &seccomp_filter,
         })?;

@@ -41,7 +41,9 @@ use crate::{
         downward::Allocatable,
         launch::{CgroupVersion, LaunchOptions},
         spawn::SealedBinary,
+        users::IdPool,
     },
+    supervisor::spec::IdRange,
 };
 
 /// Shared by all pods.
@@ -68,6 +70,8 @@ pub struct Shared {
     pub launch: LaunchOptions,
     /// Sizes of the huge pages there are, bytes.
     pub huge_page_sizes: Vec<u64>,
+    /// Ids of the host for pods' user namespaces.
+    pub ids: IdPool,
     /// What happens to pods.
     pub events: Recorder,
     /// The objects pods refer to; the sending half fills it.
@@ -102,6 +106,17 @@ impl Hosts for RealHosts {
 
     fn fits(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection> {
         admission::fits(pod, others, &self.0.facts, &refused(pod))
+    }
+
+    fn users(&self, pod: &Pod, taken: &[IdRange]) -> Result<Option<IdRange>, Rejection> {
+        if pod.spec.as_ref().and_then(|spec| spec.host_users) != Some(false) {
+            return Ok(None);
+        }
+        let none = || Rejection {
+            reason: "UnexpectedAdmissionError".to_owned(),
+            message: "could not find an empty slot to allocate a user namespace".to_owned(),
+        };
+        self.0.ids.allocate(taken).ok_or_else(none).map(Some)
     }
 
     fn changed(&self, pods: &[&Pod]) {
@@ -147,6 +162,8 @@ impl Shared {
         let network =
             Network::new(config.network.clone(), &config.layout.run.join("network")).map_err(StartError::Network)?;
         let binary = SealedBinary::load().map_err(StartError::Binary)?;
+        let [uids, gids] = machine::subordinate_ids();
+        let ids = IdPool::new(&uids, &gids, config.ids_per_pod, config.max_pods).map_err(StartError::Users)?;
         let host_ips = machine::addresses(&config.network.bridge);
         let memory = machine::memory();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -198,6 +215,7 @@ impl Shared {
             facts,
             launch,
             huge_page_sizes: machine::huge_pages().into_iter().map(|(size, _)| size).collect(),
+            ids,
             events: Recorder::new(config.events.kept),
             tokens: Arc::new(tokens),
             objects,

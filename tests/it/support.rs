@@ -18,7 +18,7 @@ fn pods() -> Vec<Value> {
         "restartPolicy": "Always",
         "restartPolicyRules": [{"action": "Restart"}],
         "securityContext": {
-            "appArmorProfile": {"type": "RuntimeDefault"}, "procMount": "Unmasked",
+            "appArmorProfile": {"type": "RuntimeDefault"},
             "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
         },
         "volumeDevices": [{"name": "x", "devicePath": "/dev/x"}],
@@ -61,7 +61,7 @@ fn pods() -> Vec<Value> {
         "spec": {
             "containers": [container],
             "ephemeralContainers": [{"name": "debug"}],
-            "hostUsers": false, "hostnameOverride": "x",
+            "hostnameOverride": "x",
             "os": {"name": "windows"}, "readinessGates": [{"conditionType": "x"}],
             "resourceClaims": [{"name": "x"}], "resources": {"claims": [{"name": "x"}]}, "runtimeClassName": "x",
             "securityContext": {

@@ -124,13 +124,13 @@ fn check_resources(resources: &ResourceRequirements, path: &str, issues: &mut Is
 fn check_security(context: &SecurityContext, path: &str, issues: &mut Issues) {
     let SecurityContext {
         app_armor_profile,
-        proc_mount,
         se_linux_options,
         windows_options,
         // Honoured.
         allow_privilege_escalation: _,
         capabilities: _,
         privileged: _,
+        proc_mount: _,
         read_only_root_filesystem: _,
         run_as_group: _,
         run_as_non_root: _,
@@ -140,11 +140,6 @@ fn check_security(context: &SecurityContext, path: &str, issues: &mut Issues) {
     if app_armor_profile.as_ref().is_some_and(|profile| profile.type_ != "Unconfined") {
         issues.refuse(format!("{path}.appArmorProfile"), "AppArmor profiles are not supported yet");
     }
-    issues.refuse_if(
-        proc_mount.as_deref() == Some("Unmasked"),
-        format!("{path}.procMount"),
-        "Unmasked needs hostUsers: false, and user namespaces are not supported yet",
-    );
     issues.refuse_if(
         se_linux_options.as_ref().is_some_and(has_labels),
         format!("{path}.seLinuxOptions"),

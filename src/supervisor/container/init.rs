@@ -11,7 +11,9 @@ use super::{
     console, devices,
     error::{Failure, Step},
     finish::{self, Program},
-    masks, mounts, rootfs,
+    masks,
+    mounts::{self, HostPart},
+    rootfs,
     status::Reporter,
     target::{self, Missing},
     user::{self, Files},
@@ -25,6 +27,16 @@ use crate::{
     },
 };
 
+/// What a container is built from.
+pub(super) struct Parts {
+    /// Its root: a mount in its mount namespace.
+    pub(super) root: OwnedFd,
+    /// What each of its mounts needs from the host.
+    pub(super) host: Vec<HostPart>,
+    /// The null device, if anything is to be covered with it.
+    pub(super) null: Option<OwnedFd>,
+}
+
 /// Runs in the child, which has its own mount namespace and is where it belongs among PID namespaces and in the
 /// unified cgroup hierarchy. `console` is where the master of a terminal goes, `gate` what the program waits for.
 pub(super) fn run(
@@ -36,6 +48,7 @@ pub(super) fn run(
     reporter.stage("clone");
     let keep: Vec<BorrowedFd<'_>> = console.iter().map(AsFd::as_fd).chain(gate).collect();
     finish::begin(spec, &spec.cgroup, stdio, &keep, reporter)?;
+    finish::start_session()?;
 
     // The cgroups just joined become the roots of the container's view.
     if spec.new_cgroup_ns {
@@ -46,13 +59,23 @@ pub(super) fn run(
     // All that is wanted from the host is opened through the host's root, while mounts still belong to the groups
     // that their propagation is to follow.
     let null = if spec.masked_paths.is_empty() { None } else { Some(masks::open_null()?) };
-    let host_parts = mounts::open_host_parts(spec)?;
+    let host = mounts::open_host_parts(spec, None)?;
 
     // From here on no mount of ours reaches the host.
     mount::make_all_slave().step(|| "make all mounts slaves")?;
     let root = rootfs::mount_overlay(&spec.rootfs)?;
     reporter.stage("rootfs");
+    build(spec, Parts { root, host, null }, (console, gate), reporter)
+}
 
+/// From a root and what is to be mounted in it to the program.
+pub(super) fn build(
+    spec: &LaunchSpec,
+    parts: Parts,
+    (console, gate): (Option<OwnedFd>, Option<BorrowedFd<'_>>),
+    reporter: &mut Reporter,
+) -> Result<Infallible, Failure> {
+    let Parts { root, host: host_parts, null } = parts;
     // In order; each may lie within an earlier one.
     for (mount, host_part) in spec.mounts.iter().zip(host_parts) {
         mounts::attach(root.as_fd(), mount, host_part)?;
