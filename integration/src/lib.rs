@@ -7,6 +7,7 @@ pub mod fixtures;
 pub mod help;
 pub mod layout;
 pub mod leftovers;
+pub mod oracle;
 pub mod place;
 pub mod registry;
 pub mod scenario;

@@ -87,7 +87,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
     let PodSpec {
         containers,
         ephemeral_containers,
-        hostname_override,
         init_containers,
         readiness_gates,
         resource_claims,
@@ -103,6 +102,7 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         host_pid: _,
         host_users: _,
         hostname: _,
+        hostname_override: _,
         overhead: _,
         runtime_class_name: _,
         set_hostname_as_fqdn: _,
@@ -146,11 +146,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         any(ephemeral_containers),
         "spec.ephemeralContainers",
         "ephemeral containers are not supported yet",
-    );
-    issues.refuse_if(
-        hostname_override.is_some(),
-        "spec.hostnameOverride",
-        "overriding the host name is not supported yet; hostname and setHostnameAsFQDN are",
     );
     issues.refuse_if(any(readiness_gates), "spec.readinessGates", "readiness gates are not supported yet");
     issues.refuse_if(any(resource_claims), "spec.resourceClaims", "resource claims are not supported yet");
@@ -263,7 +258,6 @@ mod tests {
         let hook = json!({"exec": {"command": ["true"]}});
         let cases: &[(&str, Value, &str)] = &[
             ("/spec/ephemeralContainers", json!([{"name": "debug"}]), "spec.ephemeralContainers"),
-            ("/spec/hostnameOverride", json!("x"), "spec.hostnameOverride"),
             ("/spec/readinessGates", json!([{"conditionType": "x"}]), "spec.readinessGates"),
             ("/spec/resourceClaims", json!([{"name": "x"}]), "spec.resourceClaims"),
             ("/spec/resources", json!({"claims": [{"name": "x"}]}), "spec.resources.claims"),

@@ -61,7 +61,6 @@ fn pods() -> Vec<Value> {
         "spec": {
             "containers": [container],
             "ephemeralContainers": [{"name": "debug"}],
-            "hostnameOverride": "x",
             "os": {"name": "windows"}, "readinessGates": [{"conditionType": "x"}],
             "resourceClaims": [{"name": "x"}], "resources": {"claims": [{"name": "x"}]}, "runtimeClassName": "x",
             "securityContext": {
