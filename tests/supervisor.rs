@@ -172,6 +172,7 @@ impl World {
             user: UserSpec::default(),
             capabilities: 0xa804_25fb,
             no_new_privs: false,
+            app_armor: None,
             seccomp: vec![],
             rlimits: vec![],
             oom_score_adj: 1000,

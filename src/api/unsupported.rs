@@ -15,9 +15,6 @@ use k8s_openapi::api::core::v1::{Pod, PodSecurityContext, PodSpec, ResourceRequi
 
 pub use self::volume::volume_kind;
 
-/// Annotations by which AppArmor profiles were chosen before there was a field; upstream still reads them.
-const APP_ARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
-
 /// What follows from a field that is not honoured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Consequence {
@@ -47,11 +44,6 @@ impl fmt::Display for FieldIssue {
 /// All fields of `pod` that are set and not honoured, in the order of the API.
 pub fn unsupported(pod: &Pod) -> Vec<FieldIssue> {
     let mut issues = Issues::default();
-    for (key, profile) in pod.metadata.annotations.iter().flatten() {
-        if key.starts_with(APP_ARMOR_ANNOTATION) && profile != "unconfined" {
-            issues.refuse(format!("metadata.annotations[{key}]"), "AppArmor profiles are not supported yet");
-        }
-    }
     if let Some(spec) = &pod.spec {
         check_spec(spec, &mut issues);
     }
@@ -163,9 +155,10 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
 
 fn check_pod_security(context: &PodSecurityContext, issues: &mut Issues) {
     let PodSecurityContext {
-        app_armor_profile,
         se_linux_options,
         windows_options,
+        // Decided at admission, by what the kernel has.
+        app_armor_profile: _,
         // Honoured. fsGroupChangePolicy says when a volume that outlives its pod is changed; no kind supported here does.
         fs_group: _,
         fs_group_change_policy: _,
@@ -180,18 +173,14 @@ fn check_pod_security(context: &PodSecurityContext, issues: &mut Issues) {
         se_linux_change_policy: _,
     } = context;
     const PATH: &str = "spec.securityContext";
-    if app_armor_profile.as_ref().is_some_and(|profile| profile.type_ != "Unconfined") {
-        issues.refuse(format!("{PATH}.appArmorProfile"), "AppArmor profiles are not supported yet");
-    }
-    issues.refuse_if(
-        se_linux_options.as_ref().is_some_and(has_labels),
-        format!("{PATH}.seLinuxOptions"),
-        "SELinux labels are not supported yet",
-    );
+    issues.refuse_if(se_linux_options.as_ref().is_some_and(has_labels), format!("{PATH}.seLinuxOptions"), NO_LABELS);
     if windows_options.is_some() {
         issues.warn(format!("{PATH}.windowsOptions"), "has no meaning on this node");
     }
 }
+
+/// Upstream leaves labels out in silence where the kernel has no SELinux; berth sets none anywhere.
+const NO_LABELS: &str = "SELinux labels are not set on this node: no process and no volume would have them";
 
 /// Whether a label is asked for at all.
 fn has_labels(options: &SELinuxOptions) -> bool {
@@ -261,11 +250,6 @@ mod tests {
             ("/spec/readinessGates", json!([{"conditionType": "x"}]), "spec.readinessGates"),
             ("/spec/resourceClaims", json!([{"name": "x"}]), "spec.resourceClaims"),
             ("/spec/resources", json!({"claims": [{"name": "x"}]}), "spec.resources.claims"),
-            (
-                "/spec/securityContext/appArmorProfile",
-                json!({"type": "RuntimeDefault"}),
-                "spec.securityContext.appArmorProfile",
-            ),
             ("/spec/securityContext/seLinuxOptions", json!({"level": "s0"}), "spec.securityContext.seLinuxOptions"),
             ("/spec/containers/0/lifecycle", json!({"preStop": hook}), "spec.containers[0].lifecycle.preStop"),
             ("/spec/containers/0/lifecycle", json!({"postStart": hook}), "spec.containers[0].lifecycle.postStart"),
@@ -294,9 +278,6 @@ mod tests {
             let found: Vec<_> = issues.iter().map(|issue| (issue.field.as_str(), issue.consequence)).collect();
             assert_eq!(found, [(*field, Consequence::Refused)], "{pointer}");
         }
-        let issues =
-            issues_with("/metadata/annotations", json!({format!("{APP_ARMOR_ANNOTATION}app"): "runtime/default"}));
-        assert_eq!(issues.len(), 1);
     }
 
     #[test]

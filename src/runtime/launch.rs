@@ -21,6 +21,7 @@ use super::{
     security::{SeccompChoice, Security},
 };
 use crate::{
+    api::app_armor::Profile,
     store::layout::PodDirs,
     supervisor::spec::{
         CgroupPlacement, DeviceSpec, IdRange, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, VERSION,
@@ -120,6 +121,9 @@ impl LaunchOptions {
 pub type SeccompCompiler<'a> =
     &'a dyn Fn(&SeccompChoice, u64) -> Result<Vec<u64>, Box<dyn std::error::Error + Send + Sync>>;
 
+/// Makes sure that an AppArmor profile is loaded and names it; `None` when nothing is to be done.
+pub type AppArmorLoader<'a> = &'a dyn Fn(&Profile) -> Result<Option<String>, Box<dyn std::error::Error + Send + Sync>>;
+
 /// Everything a launch follows from.
 pub struct LaunchInput<'a> {
     /// An admitted pod, with its defaults.
@@ -150,6 +154,8 @@ pub struct LaunchInput<'a> {
     pub cgroup: CgroupPlacement,
     /// Ids of the pod's user namespace (hostUsers false).
     pub users: Option<IdRange>,
+    /// Loads AppArmor profiles.
+    pub app_armor: AppArmorLoader<'a>,
     /// Settings of the node.
     pub options: &'a LaunchOptions,
     /// Compiles seccomp profiles.
@@ -184,6 +190,12 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
         SeccompChoice::Unconfined => Vec::new(),
         choice => (input.seccomp)(&choice, capabilities)
             .map_err(|error| ConfigError::create(security.field("seccompProfile"), chain(&*error)))?,
+    };
+
+    let app_armor = match security.app_armor() {
+        Some(profile) => (input.app_armor)(&profile)
+            .map_err(|error| ConfigError::create(security.field("appArmorProfile"), chain(&*error)))?,
+        None => None,
     };
 
     let attempt = dirs.attempt(container.name(), input.attempt);
@@ -235,6 +247,7 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
         user,
         capabilities,
         no_new_privs: security.no_new_privs(),
+        app_armor,
         seccomp,
         rlimits: options.rlimits.clone(),
         oom_score_adj: oom::score(pod, container, options.memory_capacity),

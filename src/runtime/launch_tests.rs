@@ -86,6 +86,7 @@ fn launch(
         volumes: &BTreeMap::from([("data".to_owned(), volume)]),
         cgroup: CgroupPlacement { unified: Some("/sys/fs/cgroup/app".into()), ..CgroupPlacement::default() },
         users: None,
+        app_armor: &|profile| Err(format!("no {profile:?}").into()),
         options,
         seccomp: &seccomp,
     })

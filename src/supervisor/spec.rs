@@ -127,6 +127,9 @@ pub struct LaunchSpec {
     pub capabilities: u64,
     /// Set `no_new_privs`.
     pub no_new_privs: bool,
+    /// Name of the (loaded) AppArmor profile of the program; `None`: it keeps the agent's.
+    #[serde(default)]
+    pub app_armor: Option<String>,
     /// Classic BPF program of the seccomp filter, each instruction packed as
     /// `code << 48 | jt << 40 | jf << 32 | k`; empty: unconfined.
     pub seccomp: Vec<u64>,

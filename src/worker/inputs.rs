@@ -145,6 +145,7 @@ impl Shared {
             volumes: attempt.volumes,
             cgroup: CgroupPlacement::default(),
             users: attempt.users,
+            app_armor: &|profile| Ok(self.app_armor.ensure(profile)?),
             options: &self.launch,
             seccomp: &seccomp_filter,
         })?;

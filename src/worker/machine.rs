@@ -201,6 +201,7 @@ pub fn facts(config: &NodeConfig, allocatable: &Allocatable) -> NodeFacts {
         allowed_sysctls: config.allowed_unsafe_sysctls.clone(),
         taints: config.taints.clone(),
         host_ports: Vec::new(),
+        app_armor: false,
     }
 }
 

@@ -38,6 +38,7 @@ use crate::{
         runtime_class,
     },
     runtime::{
+        app_armor::AppArmor,
         downward::Allocatable,
         launch::{CgroupVersion, LaunchOptions},
         spawn::SealedBinary,
@@ -72,6 +73,8 @@ pub struct Shared {
     pub huge_page_sizes: Vec<u64>,
     /// Ids of the host for pods' user namespaces.
     pub ids: IdPool,
+    /// AppArmor, as far as the kernel has it.
+    pub app_armor: AppArmor,
     /// What happens to pods.
     pub events: Recorder,
     /// The objects pods refer to; the sending half fills it.
@@ -180,7 +183,8 @@ impl Shared {
         if let Some(limits) = machine::node_limits(&config, &allocatable) {
             cgroups.limit_pods(limits);
         }
-        let facts = machine::facts(&config, &allocatable);
+        let app_armor = AppArmor::detect();
+        let facts = NodeFacts { app_armor: app_armor.is_enabled(), ..machine::facts(&config, &allocatable) };
         let capabilities = machine::bounding_set();
         let launch = LaunchOptions {
             seccomp_default: config.seccomp_default,
@@ -216,6 +220,7 @@ impl Shared {
             launch,
             huge_page_sizes: machine::huge_pages().into_iter().map(|(size, _)| size).collect(),
             ids,
+            app_armor,
             events: Recorder::new(config.events.kept),
             tokens: Arc::new(tokens),
             objects,

@@ -373,6 +373,7 @@ pub fn launch(container: &str, attempt: u32, generation: u32) -> LaunchSpec {
         user: UserSpec::default(),
         capabilities: 0,
         no_new_privs: false,
+        app_armor: None,
         seccomp: Vec::new(),
         rlimits: Vec::new(),
         oom_score_adj: 0,

@@ -173,6 +173,7 @@ impl World {
             user: UserSpec::default(),
             capabilities: DEFAULT_CAPABILITIES,
             no_new_privs: false,
+            app_armor: None,
             seccomp: Vec::new(),
             rlimits: Vec::new(),
             oom_score_adj: 500,

@@ -18,7 +18,6 @@ fn pods() -> Vec<Value> {
         "restartPolicy": "Always",
         "restartPolicyRules": [{"action": "Restart"}],
         "securityContext": {
-            "appArmorProfile": {"type": "RuntimeDefault"},
             "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
         },
         "volumeDevices": [{"name": "x", "devicePath": "/dev/x"}],
@@ -57,14 +56,14 @@ fn pods() -> Vec<Value> {
     volumes.push(json!({"name": "v", "emptyDir": {"medium": "HugePages"}}));
     volumes.push(json!({"name": "v", "emptyDir": {"sizeLimit": "1Gi"}}));
     vec![json!({
-        "metadata": {"name": "p", "annotations": {"container.apparmor.security.beta.kubernetes.io/app": "x"}},
+        "metadata": {"name": "p"},
         "spec": {
             "containers": [container],
             "ephemeralContainers": [{"name": "debug"}],
             "os": {"name": "windows"}, "readinessGates": [{"conditionType": "x"}],
             "resourceClaims": [{"name": "x"}], "resources": {"claims": [{"name": "x"}]}, "runtimeClassName": "x",
             "securityContext": {
-                "appArmorProfile": {"type": "RuntimeDefault"}, "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
+                "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
             },
             "volumes": volumes,
         },

@@ -13,6 +13,7 @@ use super::{
     ChildStdio, cgroup,
     command::Command,
     error::{Failure, Reason, Step},
+    label::Label,
     status::Reporter,
     user::Identity,
 };
@@ -128,19 +129,21 @@ pub(super) struct Program<'a> {
     pub(super) identity: Identity,
     /// The working directory and its path for messages.
     pub(super) directory: (OwnedFd, &'a Path),
+    /// The AppArmor profile it gets.
+    pub(super) label: Option<Label<'a>>,
     /// The standard streams are a terminal made for this process.
     pub(super) has_own_terminal: bool,
 }
 
 /// The last steps: from the supervisor's privileges inside the container to its program.
-pub(super) fn execute(program: &Program<'_>, reporter: &mut Reporter) -> Result<Infallible, Failure> {
-    let Program { spec, command, identity, directory: (directory, directory_path), has_own_terminal } = program;
+pub(super) fn execute(program: Program<'_>, reporter: &mut Reporter) -> Result<Infallible, Failure> {
+    let Program { spec, command, identity, directory: (directory, directory_path), label, has_own_terminal } = program;
     let filter = (!spec.seccomp.is_empty()).then(|| Filter::new(&spec.seccomp));
     node::set_umask(0o022);
-    require_mapped(spec, identity)?;
+    require_mapped(spec, &identity)?;
 
     // The user must be able to open what it already has: /dev/stdout is a link to the open pipe.
-    own_standard_streams(identity.uid, None, *has_own_terminal)?;
+    own_standard_streams(identity.uid, None, has_own_terminal)?;
 
     // As root first: a directory that the user may not enter by its path is still one it may be started in.
     let entered = match node::change_directory(directory.as_fd()) {
@@ -188,6 +191,9 @@ pub(super) fn execute(program: &Program<'_>, reporter: &mut Reporter) -> Result<
         return Err(Failure::refused(format!("change to {}", directory_path.display()), message));
     }
 
+    if let Some(mut label) = label {
+        label.apply()?;
+    }
     exec::reset_signals();
     exec::close_others_on_exec().step(|| "close descriptors on exec")?;
 

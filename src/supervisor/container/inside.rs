@@ -14,7 +14,7 @@ use super::{
     error::{Failure, Step},
     finish,
     init::{self, Parts},
-    masks,
+    label, masks,
     parent::{clone_in_pid_namespace, fail, open_cgroup},
     provide,
     status::{Reporter, StatusOutcome, decode_status},
@@ -182,6 +182,7 @@ fn start(
     exec::close_all_but(&keep).step(|| "close inherited descriptors")?;
     finish::become_root_inside(reporter)?;
     finish::start_session()?;
+    let label = label::open(spec)?;
     if spec.new_cgroup_ns {
         session::leave(namespace::CGROUP).step(|| "unshare the cgroup namespace")?;
     }
@@ -195,5 +196,5 @@ fn start(
     let anywhere = mount::open_place(std::path::Path::new("/")).step(|| "open /")?;
     mount::attach(root.as_fd(), anywhere.as_fd()).step(|| "mount the overlay")?;
     reporter.stage("rootfs");
-    init::build(spec, Parts { root, host, null }, (console, gate), reporter)
+    init::build(spec, Parts { root, host, null, label }, (console, gate), reporter)
 }

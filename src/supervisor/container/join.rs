@@ -12,6 +12,7 @@ use super::{
     console,
     error::{Failure, Step},
     finish::{self, Program},
+    label,
     status::Reporter,
     target,
     user::{self, Files},
@@ -57,6 +58,7 @@ pub(super) fn run(
     if launch.users.is_none() {
         finish::start_session()?;
     }
+    let label = label::open(launch)?;
     reporter.stage("cgroup");
 
     // All namespaces in one step: there is no moment with one foot outside. Root and working directory are then the
@@ -85,9 +87,15 @@ pub(super) fn run(
     let command = Command::new(&spec.args, &environment(spec, launch), &identity.home)?;
     reporter.stage("user");
 
-    let program =
-        Program { spec: launch, command, identity, directory: (directory, path), has_own_terminal: console.is_some() };
-    finish::execute(&program, reporter)
+    let program = Program {
+        spec: launch,
+        command,
+        identity,
+        directory: (directory, path),
+        label,
+        has_own_terminal: console.is_some(),
+    };
+    finish::execute(program, reporter)
 }
 
 /// The container's variables, those of the exec instead or added, and what a terminal is expected to be.

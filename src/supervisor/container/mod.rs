@@ -26,6 +26,7 @@ mod finish;
 mod init;
 mod inside;
 mod join;
+mod label;
 mod masks;
 mod mounts;
 mod parent;

@@ -38,7 +38,7 @@ const KILL: i32 = 9;
 /// No child was made: a descriptor, PID namespace or cgroup could not be had.
 pub fn spawn(spec: &LaunchSpec, stdio: ChildStdio, context: &LaunchContext<'_>) -> Result<Spawned, StartError> {
     if let Some(users) = context.users {
-        return Ok(inside::spawn(spec, stdio, users, context)?);
+        return inside::spawn(spec, stdio, users, context);
     }
     let (namespaces, joined) = match &spec.pid {
         PidMode::Container => (flags::NEWNS | flags::NEWPID, None),
