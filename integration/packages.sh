@@ -2,7 +2,7 @@
 # Installs the Debian packages that tests, demo and benchmarks use; does nothing when all are there.
 set -euo pipefail
 packages=(busybox-static skopeo umoci docker-registry nftables iproute2 curl jq runc podman
-  netavark iptables catatonit mmdebstrap strace zstd)
+  libcap2-bin apparmor netavark iptables catatonit mmdebstrap strace zstd)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")

@@ -103,6 +103,7 @@ impl World {
             new_ipc: true,
             new_uts: true,
             shared_pid: false,
+            users: None,
             sysctls: vec![("net.ipv4.ip_unprivileged_port_start".into(), "0".into())],
             cgroup: self.leaf("sandbox"),
             oom_score_adj: -998,
@@ -129,6 +130,7 @@ impl World {
             nodev: false,
             noexec: true,
             propagation: Propagation::Private,
+            volume: None,
         };
         let mut launch = LaunchSpec {
             generation: 1,
@@ -168,9 +170,11 @@ impl World {
                 gid: 0,
             }],
             all_devices: false,
+            users: None,
             user: UserSpec::default(),
             capabilities: 0xa804_25fb,
             no_new_privs: false,
+            app_armor: None,
             seccomp: vec![],
             rlimits: vec![],
             oom_score_adj: 1000,

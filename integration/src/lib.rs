@@ -8,6 +8,7 @@ pub mod fuse;
 pub mod help;
 pub mod layout;
 pub mod leftovers;
+pub mod oracle;
 pub mod place;
 pub mod registry;
 pub mod scenario;

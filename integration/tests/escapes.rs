@@ -8,7 +8,7 @@ use std::{
 
 use aws_lc_rs::digest::{SHA256, digest};
 use berth_integration::{
-    agent,
+    Agent, agent,
     layout::Layout,
     scenario::{
         MASKED, WRITE_SYSCTL, agent, apply, container, ended, exec, explained, load, log, place, ready, run, with,
@@ -47,31 +47,114 @@ fn cve_2019_5736_the_programs_own_file_cannot_be_overwritten() {
     assert!(SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL), "{seals}");
 }
 
+/// A pod whose first container makes a volume look like a procfs in which every file of interest is a link to a setting
+/// of the machine, and whose second one has that volume at `/evil` and the image `image`.
+fn with_fake_proc(image: &str, script: &str) -> Value {
+    let fake = format!(
+        "cd /evil; mkdir -p self/attr self/fd sys/net/ipv4 sys/kernel thread-self/attr; \
+         for f in self/attr/exec self/oom_score_adj self/setgroups thread-self/attr/exec \
+         sys/net/ipv4/ip_unprivileged_port_start sys/kernel/shm_rmid_forced; do ln -s {SETTING} $f; done; ls -R /evil"
+    );
+    let mounts = json!([{ "name": "v", "mountPath": "/evil" }]);
+    let sysctls = json!([{ "name": "net.ipv4.ip_unprivileged_port_start", "value": "7" }]);
+    json!({
+        "securityContext": { "sysctls": sysctls },
+        "volumes": [{ "name": "v", "emptyDir": {} }],
+        "initContainers": [container("fake", &fake, json!({ "volumeMounts": mounts }))],
+        "containers": [container("app", script, json!({ "image": image, "volumeMounts": mounts, "tty": true }))],
+    })
+}
+
+/// A harmless setting of the machine, to which nothing that is written for a container may be led.
+const SETTING: &str = "/proc/sys/kernel/printk_ratelimit_burst";
+
+fn setting() -> String {
+    fs::read_to_string(SETTING).expect("a setting")
+}
+
 #[test]
 #[ignore = "rootful: run by make test with --include-ignored"]
-fn cve_2019_19921_2023_27561_2023_28642_proc_and_sys_are_what_they_are() {
+fn cve_2019_19921_a_volume_does_not_become_proc() {
     let place = place();
     let agent = agent(&place, &[]);
+    let before = setting();
+    // The image says that /proc is a directory of a volume, which another container has prepared.
     load(&agent, "proc", Layout::new().directory("evil").link("proc", "/evil"));
     load(&agent, "sys", Layout::new().directory("evil").link("sys", "evil"));
-    load(&agent, "data", Layout::new().link("data", "/proc").link("attr", "/proc/self/attr"));
+    apply(&agent, "shared", with_fake_proc("proc:1", WAIT));
+    apply(&agent, "inside", with(with_fake_proc("proc:1", WAIT), json!({ "hostUsers": false })));
+    run(&agent, "sys", WAIT, json!({ "image": "sys:1" }));
+    explained(&agent, "shared", &["/proc", "not a symbolic link"]);
+    explained(&agent, "inside", &["/proc", "not a symbolic link"]);
+    explained(&agent, "sys", &["/sys", "not a symbolic link"]);
+    assert_eq!(setting(), before);
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn cve_2023_27561_proc_stays_what_it_is_while_volumes_change() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let before = setting();
+    // The regression of 2019-19921: a link of the image into a volume in which another container turns a directory into
+    // a link to /proc and back, while containers start.
+    load(&agent, "turn", Layout::new().directory("vol").link("proc", "/vol/a").link("data", "/vol/a"));
+    let swap = "while :; do mkdir /vol/a; rmdir /vol/a; ln -s /proc /vol/a; rm /vol/a; ln -s /proc/self /vol/a; rm /vol/a; \
+                done 2>/dev/null";
+    let mounts = json!([{ "name": "v", "mountPath": "/vol" }]);
+    let more = json!([mounts[0], { "name": "w", "mountPath": "/data" }]);
+    let check = format!("{WRITE_SYSCTL}; echo readable: $({MASKED}); exit 1");
+    let mut containers = vec![container("swap", swap, json!({ "volumeMounts": mounts }))];
+    for number in 0..6 {
+        containers.push(container(
+            &format!("proc{number}"),
+            &check,
+            json!({ "image": "turn:1", "volumeMounts": mounts }),
+        ));
+        let name = format!("data{number}");
+        containers.push(container(&name, &check, json!({ "image": "turn:1", "volumeMounts": more })));
+    }
+    let volumes = json!([{ "name": "v", "emptyDir": {} }, { "name": "w", "emptyDir": {} }]);
+    apply(&agent, "race", json!({ "containers": containers, "volumes": volumes }));
+    let pod = agent.until("race", "tried", |pod| {
+        let all = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        let tried = |one: &&Value| one["name"] != "swap" && one["state"]["waiting"]["reason"] != "ContainerCreating";
+        all.len() == 13 && all.iter().filter(tried).count() == 12
+    });
+    // Where /proc is a link, and it always is, nothing is started.
+    let started = pod["status"]["containerStatuses"]
+        .as_array()
+        .expect("statuses")
+        .iter()
+        .filter(|one| one["name"] != "swap" && one["lastState"]["terminated"]["startedAt"].is_string());
+    assert_eq!(started.count(), 0, "{:#}", pod["status"]);
+    assert_eq!(setting(), before);
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn cve_2023_28642_no_mount_lands_in_proc_by_a_link() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let image = Layout::new().link("data", "/proc").link("attr", "/proc/self/attr").link("deep", "/proc/sys/kernel");
+    load(&agent, "data", image);
     let volume = |image: &str, path: &str| {
         let mounts = json!([{ "name": "v", "mountPath": path }]);
         let app = container("app", WAIT, json!({ "image": image, "volumeMounts": mounts }));
         json!({ "volumes": [{ "name": "v", "emptyDir": {} }], "containers": [app] })
     };
-    run(&agent, "proc", WAIT, json!({ "image": "proc:1" }));
-    run(&agent, "sys", WAIT, json!({ "image": "sys:1" }));
     apply(&agent, "onproc", volume("busybox:1", "/proc"));
     apply(&agent, "inproc", volume("busybox:1", "/tmp/../proc/self/attr"));
     apply(&agent, "linked", volume("data:1", "/data"));
     apply(&agent, "within", volume("data:1", "/attr/exec"));
-    explained(&agent, "proc", &["/proc", "not a symbolic link"]);
-    explained(&agent, "sys", &["/sys", "not a symbolic link"]);
+    apply(&agent, "deep", volume("data:1", "/deep"));
+    apply(&agent, "mapped", with(volume("data:1", "/data/self"), json!({ "hostUsers": false })));
     explained(&agent, "onproc", &["mountPath", "must not be inside /proc"]);
     explained(&agent, "inproc", &["mountPath", "must not be inside /proc"]);
     explained(&agent, "linked", &["/data", "inside a proc file system"]);
     explained(&agent, "within", &["/attr/exec"]);
+    explained(&agent, "deep", &["/deep", "inside a proc file system"]);
+    explained(&agent, "mapped", &["/data/self", "inside a proc file system"]);
 }
 
 #[test]
@@ -154,40 +237,113 @@ fn cve_2024_45310_places_for_mounts_are_made_inside_the_root_only() {
     assert!(made.is_empty(), "made on the host: {made:?}");
 }
 
+/// Links in /dev of an image or a volume to a setting of the machine.
+fn links() -> [&'static str; 5] {
+    ["null", "console", "zero", "ptmx", "tty"]
+}
+
+/// A pod with a volume at /dev in which an init container has made [`links`].
+fn with_own_dev(script: &str, more: Value) -> Value {
+    let fake: String = links().iter().map(|name| format!("ln -s {SETTING} /v/{name}; ")).collect();
+    let app = with(json!({ "volumeMounts": [{ "name": "dev", "mountPath": "/dev" }] }), more);
+    json!({
+        "volumes": [{ "name": "dev", "emptyDir": {} }],
+        "initContainers": [container("fake", &fake, json!({ "volumeMounts": [{ "name": "dev", "mountPath": "/v" }] }))],
+        "containers": [container("app", script, app)],
+    })
+}
+
+/// That nothing of the machine can be changed, and nothing hidden be read, by the container and by an exec.
+#[track_caller]
+fn confined(agent: &Agent, name: &str) {
+    let pod = ready(agent, name);
+    let log = log(agent, &pod, "app", "done").replace('\r', "");
+    assert!(!log.contains("WROTE"), "{name}: {log}");
+    assert!(log.contains("readable: 0\n"), "{name}: {log}");
+    assert!(!exec(agent, &pod, WRITE_SYSCTL).contains("WROTE"), "{name}: exec");
+    assert_eq!(exec(agent, &pod, MASKED), "0\n", "{name}: exec");
+}
+
+fn check() -> String {
+    format!("{WRITE_SYSCTL}; echo readable: $({MASKED}); echo done; {WAIT}")
+}
+
 #[test]
 #[ignore = "rootful: run by make test with --include-ignored"]
-fn cve_2025_31133_2025_52565_2025_52881_dev_is_not_believed() {
+fn cve_2025_31133_what_is_hidden_is_hidden_by_the_real_null_device() {
     let place = place();
     let agent = agent(&place, &[]);
-    // The image says that the null device and the console are settings of the machine, and so does a volume.
-    let sysctl = "/proc/sys/kernel/printk_ratelimit";
-    let links = ["null", "console", "zero", "ptmx", "tty"];
-    let image = links.iter().fold(Layout::new(), |image, name| image.link(&format!("dev/{name}"), sysctl));
+    let before = setting();
+    let image = links().iter().fold(Layout::new(), |image, name| image.link(&format!("dev/{name}"), SETTING));
     load(&agent, "devices", image);
-    let check = format!("{WRITE_SYSCTL}; echo readable: $({MASKED}); echo done; {WAIT}");
-    for (name, tty) in [("console", true), ("null", false)] {
-        run(&agent, name, &check, json!({ "image": "devices:1", "tty": tty }));
+    run(&agent, "image", &check(), json!({ "image": "devices:1" }));
+    apply(&agent, "volume", with_own_dev(&check(), json!({})));
+    let mapped =
+        json!({ "hostUsers": false, "containers": [container("app", &check(), json!({ "image": "devices:1" }))] });
+    apply(&agent, "mapped", mapped);
+    for name in ["image", "volume", "mapped"] {
+        confined(&agent, name);
     }
-    let script: String = links.iter().map(|name| format!("ln -s {sysctl} /dev/{name}; ")).collect();
-    let mounts = json!({ "volumeMounts": [{ "name": "dev", "mountPath": "/dev" }], "tty": true });
-    let prepare = with(mounts.clone(), json!({ "volumeMounts": [{ "name": "dev", "mountPath": "/v" }], "tty": false }));
-    let spec = json!({
-        "volumes": [{ "name": "dev", "emptyDir": {} }],
-        "initContainers": [container("prepare", &script.replace("/dev/", "/v/"), prepare)],
-        "containers": [container("app", &check, mounts)],
-    });
-    apply(&agent, "volume", spec);
-    for name in ["console", "null", "volume"] {
+    // Whatever hides a file is the null device itself.
+    let pod = ready(&agent, "volume");
+    let covers = exec(&agent, &pod, "stat -c '%F %t:%T' /proc/kcore /proc/keys /proc/timer_list 2>&1 | sort | uniq");
+    let covers: Vec<&str> = covers.lines().filter(|line| !line.contains("No such file")).collect();
+    assert_eq!(covers, ["character special file 1:3"]);
+    assert_eq!(setting(), before);
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn cve_2025_52565_the_console_is_the_containers_own_terminal() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let before = setting();
+    // Names of the terminal's place and of its source that lead elsewhere.
+    let image = Layout::new().link("dev/console", SETTING).link("dev/pts/0", SETTING).link("dev/pts/ptmx", SETTING);
+    load(&agent, "console", image);
+    load(&agent, "pts", Layout::new().link("dev/pts", "/proc/sys/kernel"));
+    let tty = |image: &str| json!({ "image": image, "tty": true });
+    run(&agent, "image", &check(), tty("console:1"));
+    run(&agent, "pts", &check(), tty("pts:1"));
+    apply(&agent, "volume", with_own_dev(&check(), json!({ "tty": true })));
+    apply(
+        &agent,
+        "mapped",
+        json!({ "hostUsers": false, "containers": [container("app", &check(), tty("console:1"))] }),
+    );
+    for name in ["image", "pts", "volume", "mapped"] {
+        confined(&agent, name);
+    }
+    let terminal = "[ -c /dev/console ] && stat -c %t /dev/console";
+    for name in ["image", "pts", "mapped"] {
+        assert_eq!(exec(&agent, &ready(&agent, name), terminal), "88\n", "{name}: a terminal of devpts");
+    }
+    assert_eq!(setting(), before);
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn cve_2025_52881_what_is_written_to_proc_for_a_container_goes_there() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let before = setting();
+    // Weights, limits and parameters are all written; in the image and in a shared volume they lead to the machine.
+    let image = Layout::new().directory("evil").link("proc/self", "/evil/self").link("proc/sys/kernel/x", SETTING);
+    load(&agent, "proc", image);
+    apply(&agent, "image", with_fake_proc("proc:1", &check()));
+    apply(&agent, "mapped", with(with_fake_proc("proc:1", &check()), json!({ "hostUsers": false })));
+    for name in ["image", "mapped"] {
+        confined(&agent, name);
         let pod = ready(&agent, name);
-        let log = log(&agent, &pod, "app", "done");
-        assert!(!log.contains("WROTE"), "{name}: {log}");
-        assert!(log.replace('\r', "").contains("readable: 0\n"), "{name}: {log}");
-        assert!(!exec(&agent, &pod, WRITE_SYSCTL).contains("WROTE"), "{name}: exec");
-        // Written through the real /proc, whatever the image has there.
         assert_eq!(exec(&agent, &pod, "cat /proc/1/oom_score_adj"), "1000\n", "{name}");
+        assert_eq!(exec(&agent, &pod, "cat /proc/self/oom_score_adj"), "1000\n", "{name}: exec");
+        assert_eq!(exec(&agent, &pod, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start"), "7\n", "{name}");
+        // And from within: a running container changes its own view, and an exec follows no path in it.
+        let cover = "mkdir -p /tmp/self; mount -o bind /evil /proc 2>/dev/null; echo covered";
+        assert_eq!(exec(&agent, &pod, cover), "covered\n");
+        assert_eq!(exec(&agent, &pod, "cat /proc/self/oom_score_adj"), "1000\n", "{name}: exec");
     }
-    let console = ready(&agent, "console");
-    assert_eq!(exec(&agent, &console, "[ -c /dev/console ] && [ -c /dev/null ] && echo devices"), "devices\n");
+    assert_eq!(setting(), before);
 }
 
 #[test]

@@ -236,3 +236,39 @@ fn a_fork_bomb_and_a_memory_hog_harm_nobody_else() {
     agent.gone("bomb");
     assert_eq!(exec(&agent, &neighbour, "echo still here"), "still here\n");
 }
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn a_confinement_that_the_kernel_lacks_is_refused_aloud() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let has_app_armor =
+        fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|on| on.starts_with('Y'));
+    let profile = |profile: Value| json!({ "securityContext": { "appArmorProfile": profile } });
+    run(&agent, "default", WAIT, profile(json!({ "type": "RuntimeDefault" })));
+    run(&agent, "local", WAIT, profile(json!({ "type": "Localhost", "localhostProfile": "berth-test-none" })));
+    run(&agent, "unconfined", WAIT, profile(json!({ "type": "Unconfined" })));
+    run(&agent, "labelled", WAIT, json!({ "securityContext": { "seLinuxOptions": { "level": "s0:c1,c2" } } }));
+    let annotated = |value: &str| {
+        let annotation = "container.apparmor.security.beta.kubernetes.io/app";
+        json!({ "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": "annotated", "annotations": { annotation: value } },
+            "spec": { "terminationGracePeriodSeconds": 0, "containers": [container("app", WAIT, json!({}))] } })
+    };
+    agent.apply("annotated.json", &annotated("runtime/default").to_string());
+    agent.apply("nonsense.json", &with(annotated("docker/default"), json!({})).to_string());
+    ready(&agent, "unconfined");
+    if !has_app_armor {
+        for name in ["default", "local", "annotated"] {
+            let pod = agent.until(name, "rejected", |pod| pod["status"]["phase"] == "Failed");
+            assert_eq!(pod["status"]["reason"], "AppArmor");
+            let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+            assert_eq!(pod["status"]["message"], message);
+        }
+    } else {
+        explained(&agent, "local", &["CreateContainerError", "apparmor profile not found berth-test-none"]);
+    }
+    explained(&agent, "labelled", &["UnsupportedField", "seLinuxOptions", "SELinux labels are not set"]);
+    let problems = agent.ok(&["pods", "--problems"]);
+    assert!(problems.contains("invalid AppArmor profile name: \"docker/default\""), "{problems}");
+}

@@ -1,5 +1,6 @@
 //! Kubernetes objects and what is computed from them alone. No I/O, no clock.
 
+pub mod app_armor;
 pub mod conditions;
 pub mod container_ref;
 pub mod content;

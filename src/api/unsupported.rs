@@ -15,9 +15,6 @@ use k8s_openapi::api::core::v1::{Pod, PodSecurityContext, PodSpec, ResourceRequi
 
 pub use self::volume::{persistent_volume_kind, volume_kind};
 
-/// Annotations by which AppArmor profiles were chosen before there was a field; upstream still reads them.
-const APP_ARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
-
 /// What follows from a field that is not honoured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Consequence {
@@ -47,11 +44,6 @@ impl fmt::Display for FieldIssue {
 /// All fields of `pod` that are set and not honoured, in the order of the API.
 pub fn unsupported(pod: &Pod) -> Vec<FieldIssue> {
     let mut issues = Issues::default();
-    for (key, profile) in pod.metadata.annotations.iter().flatten() {
-        if key.starts_with(APP_ARMOR_ANNOTATION) && profile != "unconfined" {
-            issues.refuse(format!("metadata.annotations[{key}]"), "AppArmor profiles are not supported yet");
-        }
-    }
     if let Some(spec) = &pod.spec {
         check_spec(spec, &mut issues);
     }
@@ -87,8 +79,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
     let PodSpec {
         containers,
         ephemeral_containers,
-        host_users,
-        hostname_override,
         init_containers,
         resource_claims,
         resources,
@@ -101,7 +91,9 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         host_ipc: _,
         host_network: _,
         host_pid: _,
+        host_users: _,
         hostname: _,
+        hostname_override: _,
         overhead: _,
         runtime_class_name: _,
         set_hostname_as_fqdn: _,
@@ -147,12 +139,6 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
         "spec.ephemeralContainers",
         "ephemeral containers are not supported yet",
     );
-    issues.refuse_if(*host_users == Some(false), "spec.hostUsers", "user namespaces are not supported yet");
-    issues.refuse_if(
-        hostname_override.is_some(),
-        "spec.hostnameOverride",
-        "overriding the host name is not supported yet; hostname and setHostnameAsFQDN are",
-    );
     issues.refuse_if(any(resource_claims), "spec.resourceClaims", "resource claims are not supported yet");
     // Honoured by the pod's cgroup and by those of containers without limits of their own.
     if let Some(ResourceRequirements { claims, limits: _, requests: _ }) = resources {
@@ -168,9 +154,10 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
 
 fn check_pod_security(context: &PodSecurityContext, issues: &mut Issues) {
     let PodSecurityContext {
-        app_armor_profile,
         se_linux_options,
         windows_options,
+        // Decided at admission, by what the kernel has.
+        app_armor_profile: _,
         // Honoured.
         fs_group: _,
         fs_group_change_policy: _,
@@ -185,18 +172,14 @@ fn check_pod_security(context: &PodSecurityContext, issues: &mut Issues) {
         se_linux_change_policy: _,
     } = context;
     const PATH: &str = "spec.securityContext";
-    if app_armor_profile.as_ref().is_some_and(|profile| profile.type_ != "Unconfined") {
-        issues.refuse(format!("{PATH}.appArmorProfile"), "AppArmor profiles are not supported yet");
-    }
-    issues.refuse_if(
-        se_linux_options.as_ref().is_some_and(has_labels),
-        format!("{PATH}.seLinuxOptions"),
-        "SELinux labels are not supported yet",
-    );
+    issues.refuse_if(se_linux_options.as_ref().is_some_and(has_labels), format!("{PATH}.seLinuxOptions"), NO_LABELS);
     if windows_options.is_some() {
         issues.warn(format!("{PATH}.windowsOptions"), "has no meaning on this node");
     }
 }
+
+/// Upstream leaves labels out in silence where the kernel has no SELinux; berth sets none anywhere.
+const NO_LABELS: &str = "SELinux labels are not set on this node: no process and no volume would have them";
 
 /// Whether a label is asked for at all.
 fn has_labels(options: &SELinuxOptions) -> bool {
@@ -273,25 +256,13 @@ mod tests {
     fn what_is_not_honoured_is_named_by_its_path() {
         let cases: &[(&str, Value, &str)] = &[
             ("/spec/ephemeralContainers", json!([{"name": "debug"}]), "spec.ephemeralContainers"),
-            ("/spec/hostUsers", json!(false), "spec.hostUsers"),
-            ("/spec/hostnameOverride", json!("x"), "spec.hostnameOverride"),
             ("/spec/resourceClaims", json!([{"name": "x"}]), "spec.resourceClaims"),
             ("/spec/resources", json!({"claims": [{"name": "x"}]}), "spec.resources.claims"),
-            (
-                "/spec/securityContext/appArmorProfile",
-                json!({"type": "RuntimeDefault"}),
-                "spec.securityContext.appArmorProfile",
-            ),
             ("/spec/securityContext/seLinuxOptions", json!({"level": "s0"}), "spec.securityContext.seLinuxOptions"),
             (
                 "/spec/containers/0/resources",
                 json!({"limits": {"example.com/gpu": "1"}}),
                 "spec.containers[0].resources.limits[example.com/gpu]",
-            ),
-            (
-                "/spec/containers/0/securityContext/procMount",
-                json!("Unmasked"),
-                "spec.containers[0].securityContext.procMount",
             ),
             (
                 "/spec/volumes/1",
@@ -314,9 +285,6 @@ mod tests {
             let found: Vec<_> = issues.iter().map(|issue| (issue.field.as_str(), issue.consequence)).collect();
             assert_eq!(found, [(*field, Consequence::Refused)], "{pointer}");
         }
-        let issues =
-            issues_with("/metadata/annotations", json!({format!("{APP_ARMOR_ANNOTATION}app"): "runtime/default"}));
-        assert_eq!(issues.len(), 1);
     }
 
     #[test]

@@ -47,7 +47,8 @@ impl DeviceRule {
 }
 
 /// What every container may use (runtime-spec "Default Devices", runc's `AllowedDevices`): making any node, which
-/// gives no access to it, and null, zero, full, random, urandom, tty, ptmx and its ptys.
+/// gives no access to it, and null, zero, full, random, urandom, tty, ptmx and its ptys, and tun (whose use takes
+/// CAP_NET_ADMIN in the pod's network; runc took it away once and had to give it back in 1.2.4).
 pub fn default_rules() -> &'static [DeviceRule] {
     const RULES: &[DeviceRule] = &[
         DeviceRule::make_any(false),
@@ -59,6 +60,7 @@ pub fn default_rules() -> &'static [DeviceRule] {
         DeviceRule::open(1, Some(9)),
         DeviceRule::open(5, Some(0)),
         DeviceRule::open(5, Some(2)),
+        DeviceRule::open(10, Some(200)),
         DeviceRule::open(136, None),
     ];
     RULES
@@ -190,7 +192,7 @@ mod tests {
     #[test]
     fn the_default_program_allows_the_default_devices_and_making_nodes() {
         let code = program(default_rules());
-        for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (136, 0), (136, 77)] {
+        for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (10, 200), (136, 0), (136, 77)] {
             assert!(allows(&code, false, READ | WRITE | MKNOD, major, minor), "c {major}:{minor}");
         }
         assert!(allows(&code, true, MKNOD, 8, 0), "mknod of a disk");
@@ -229,7 +231,7 @@ mod tests {
     fn lines_are_what_v1_prints() {
         let lines: Vec<String> = default_rules().iter().map(DeviceRule::line).collect();
         assert_eq!(lines[..4], ["c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm"]);
-        assert_eq!(lines[9], "c 136:* rwm");
+        assert_eq!(lines[10], "c 136:* rwm");
     }
 
     #[test]

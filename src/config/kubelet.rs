@@ -170,7 +170,7 @@ pub const FIELDS: &[Field] = &[
     used("allowedUnsafeSysctls", TEXTS, Unset),
     later("defaultPodSysctls", Any, Unset),
     used("seccompDefault", Bool, B(false)),
-    object("userNamespaces", &[later("idsPerPod", Integer(0, i64::MAX), I(65536))]),
+    object("userNamespaces", &[used("idsPerPod", Integer(0, i64::MAX), I(65536))]),
     idle("makeIPTablesUtilChains", Bool),
     idle("iptablesMasqueradeBit", INT32),
     idle("iptablesDropBit", INT32),

@@ -62,6 +62,8 @@ pub struct NodeConfig {
     pub cluster_domain: String,
     /// Resolver configuration of the host that pods inherit; empty: none.
     pub resolv_conf: PathBuf,
+    /// Users and groups of a pod's user namespace, a multiple of 65536 (`userNamespaces.idsPerPod`).
+    pub ids_per_pod: u32,
     /// Sysctls outside the safe list that pods may set; `net.core.*` style patterns as upstream.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Pods without a profile get RuntimeDefault instead of Unconfined.

@@ -18,7 +18,7 @@ use super::{
     schema::{Field, Findings, Shape},
     values::{format_duration, parse_bytes, parse_duration},
 };
-use crate::{obs::chain::Chain, store::layout::Layout};
+use crate::{obs::chain::Chain, runtime::users::UNIT, store::layout::Layout};
 
 /// What the machine says of itself, where a default depends on it. Tests make their own.
 #[derive(Debug, Clone)]
@@ -146,6 +146,7 @@ pub(super) fn resolve(
         absolute(kubelet_node, path, findings);
     }
     ranges(kubelet_node, &kubelet, findings);
+    ids_per_pod(kubelet_node, &kubelet, findings);
     let per_core = kubelet.count("podsPerCore").saturating_mul(environment.processors);
     let max_pods = kubelet.count("maxPods");
     NodeConfig {
@@ -179,6 +180,7 @@ pub(super) fn resolve(
             .into_iter()
             .map(|(_, text)| text.to_owned())
             .collect(),
+        ids_per_pod: kubelet.count("userNamespaces.idsPerPod"),
         seccomp_default: kubelet.bool("seccompDefault"),
         single_process_oom_kill: kubelet.bool("singleProcessOOMKill"),
         crash_loop_max: kubelet.duration("crashLoopBackOff.maxContainerRestartPeriod"),
@@ -239,6 +241,23 @@ fn ranges(node: &Node, kubelet: &Reader, findings: &mut Findings) {
     {
         findings.mistake(written, "maxParallelImagePulls", "must be 1 unless serializeImagePulls is false");
     }
+}
+
+/// Rules about `userNamespaces.idsPerPod`, as upstream's.
+fn ids_per_pod(node: &Node, kubelet: &Reader, findings: &mut Findings) {
+    const PATH: &str = "userNamespaces.idsPerPod";
+    let (Some(written), value) = (node.at(PATH), kubelet.integer(PATH)) else { return };
+    let unit = i64::from(UNIT);
+    let message = if value < unit {
+        "must not be less than 65536"
+    } else if value % unit != 0 {
+        "must be a multiple of 65536"
+    } else if value > i64::from(u32::MAX) {
+        "must be less than 1<<32"
+    } else {
+        return;
+    };
+    findings.mistake(written, PATH, format!("{message}, found {value}"));
 }
 
 fn absolute(node: &Node, path: &str, findings: &mut Findings) {

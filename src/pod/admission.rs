@@ -15,6 +15,7 @@ use super::{
     taints,
 };
 use crate::api::{
+    app_armor,
     quantity::Quantity,
     resources::{self, CPU, EPHEMERAL_STORAGE, MEMORY, Resources},
     sysctl::{self, is_allowed},
@@ -43,6 +44,8 @@ pub struct NodeFacts {
     pub taints: Vec<Taint>,
     /// Ports that something other than pods holds on the host.
     pub host_ports: Vec<HostPort>,
+    /// The kernel enforces AppArmor profiles.
+    pub app_armor: bool,
 }
 
 /// A port on the host.
@@ -176,6 +179,7 @@ fn judge(
         return reject("UnsupportedField", fields);
     }
     sysctls(spec, node)?;
+    app_armor(pod, node)?;
     Ok(obstacles(pod, spec, others, node))
 }
 
@@ -233,6 +237,14 @@ fn sysctls(spec: &PodSpec, node: &NodeFacts) -> Result<(), Rejection> {
             _ => continue,
         };
         return reject("SysctlForbidden", format!("forbidden sysctl: {name:?} {why}"));
+    }
+    Ok(())
+}
+
+/// A pod that asks to be confined must not run unconfined.
+fn app_armor(pod: &Pod, node: &NodeFacts) -> Result<(), Rejection> {
+    if app_armor::is_required(pod) && !node.app_armor {
+        return reject("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host");
     }
     Ok(())
 }
@@ -362,6 +374,7 @@ mod tests {
             allowed_sysctls: vec!["kernel.msg*".to_owned(), "net.core.somaxconn".to_owned()],
             taints: Vec::new(),
             host_ports: Vec::new(),
+            app_armor: false,
         }
     }
 
@@ -479,6 +492,18 @@ mod tests {
             assert_eq!(admitted(&with(name), &[], &node(), &SUPPORTED), Ok(0), "{name}");
         }
         rejected(&with("kernel.sem"), &[], "SysctlForbidden", r#"forbidden sysctl: "kernel.sem" not allowlisted"#);
+    }
+
+    #[test]
+    fn a_pod_that_asks_to_be_confined_needs_a_kernel_that_does_it() {
+        let confined = |kind: &str| {
+            pod(json!({"containers": [{"name": "c", "securityContext": {"appArmorProfile": {"type": kind}}}]}))
+        };
+        let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        rejected(&confined("RuntimeDefault"), &[], "AppArmor", message);
+        assert_eq!(admitted(&confined("Unconfined"), &[], &node(), &SUPPORTED), Ok(0));
+        let node = NodeFacts { app_armor: true, ..node() };
+        assert_eq!(admitted(&confined("RuntimeDefault"), &[], &node, &SUPPORTED), Ok(0));
     }
 
     #[test]

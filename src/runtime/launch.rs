@@ -22,8 +22,11 @@ use super::{
     security::{SeccompChoice, Security},
 };
 use crate::{
+    api::app_armor::Profile,
     store::layout::PodDirs,
-    supervisor::spec::{CgroupPlacement, DeviceSpec, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, VERSION},
+    supervisor::spec::{
+        CgroupPlacement, DeviceSpec, IdRange, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, VERSION,
+    },
     volume::{MountedVolume, shm},
 };
 
@@ -121,6 +124,9 @@ impl LaunchOptions {
 pub type SeccompCompiler<'a> =
     &'a dyn Fn(&SeccompChoice, u64) -> Result<Vec<u64>, Box<dyn std::error::Error + Send + Sync>>;
 
+/// Makes sure that an AppArmor profile is loaded and names it; `None` when nothing is to be done.
+pub type AppArmorLoader<'a> = &'a dyn Fn(&Profile) -> Result<Option<String>, Box<dyn std::error::Error + Send + Sync>>;
+
 /// Everything a launch follows from.
 pub struct LaunchInput<'a> {
     /// An admitted pod, with its defaults.
@@ -151,6 +157,10 @@ pub struct LaunchInput<'a> {
     pub volumes: &'a BTreeMap<String, MountedVolume>,
     /// Where its processes go.
     pub cgroup: CgroupPlacement,
+    /// Ids of the pod's user namespace (hostUsers false).
+    pub users: Option<IdRange>,
+    /// Loads AppArmor profiles.
+    pub app_armor: AppArmorLoader<'a>,
     /// Settings of the node.
     pub options: &'a LaunchOptions,
     /// Compiles seccomp profiles.
@@ -187,10 +197,17 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
             .map_err(|error| ConfigError::create(security.field("seccompProfile"), chain(&*error)))?,
     };
 
+    let app_armor = match security.app_armor() {
+        Some(profile) => (input.app_armor)(&profile)
+            .map_err(|error| ConfigError::create(security.field("appArmorProfile"), chain(&*error)))?,
+        None => None,
+    };
+
     let attempt = dirs.attempt(container.name(), input.attempt);
     let surface = Surface {
         privileged,
         read_only_root: security.read_only_root(),
+        own_users: input.users.is_some(),
         shm: if pod_spec.is_none_or(shm::is_needed) { shm::path(dirs) } else { PathBuf::from(shm::HOST) },
     };
     let has_termination_log = !container.termination_message_path().is_empty();
@@ -240,16 +257,19 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
         readonly_paths,
         devices,
         all_devices: privileged && !own_dev,
+        users: input.users,
         user,
         capabilities,
         no_new_privs: security.no_new_privs(),
+        app_armor,
         seccomp,
         rlimits: options.rlimits.clone(),
         oom_score_adj: oom::score(pod, container, options.memory_capacity),
         cgroup: input.cgroup.clone(),
         pid: pid_mode(pod, container),
-        // As containerd: a privileged container sees the host's cgroups, and on v1 nobody has a namespace.
-        new_cgroup_ns: options.cgroup_version == CgroupVersion::V2 && !privileged,
+        // As containerd: a privileged container sees the host's cgroups, and on v1 nobody has a namespace. In a user
+        // namespace the host's cannot be mounted.
+        new_cgroup_ns: options.cgroup_version == CgroupVersion::V2 && (!privileged || input.users.is_some()),
         stdio: StdioSpec { tty: container.tty(), stdin: container.stdin(), stdin_once: container.stdin_once() },
         log: LogSpec {
             path: dirs.log_file(container.name(), input.attempt),

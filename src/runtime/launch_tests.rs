@@ -87,6 +87,8 @@ fn launch(
         env_sources: EnvSources { objects: &Objects::default(), read_file: &|_, _| Ok(None) },
         volumes: &BTreeMap::from([("data".to_owned(), volume)]),
         cgroup: CgroupPlacement { unified: Some("/sys/fs/cgroup/app".into()), ..CgroupPlacement::default() },
+        users: None,
+        app_armor: &|profile| Err(format!("no {profile:?}").into()),
         options,
         seccomp: &seccomp,
     })

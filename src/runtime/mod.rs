@@ -1,5 +1,6 @@
 //! The agent's side of a sandbox: what its supervisor is told, worked out from a pod, and how it is started and talked to.
 
+pub mod app_armor;
 pub mod attempt;
 pub mod capabilities;
 pub mod client;
@@ -19,5 +20,6 @@ pub mod security;
 pub mod service_env;
 pub mod spawn;
 pub mod sysctls;
+pub mod users;
 
 pub use crate::api::{container_ref, downward};

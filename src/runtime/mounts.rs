@@ -46,6 +46,8 @@ pub struct Surface {
     pub privileged: bool,
     /// The root cannot be written, hence neither can the agent's files.
     pub read_only_root: bool,
+    /// The pod has a user namespace of its own.
+    pub own_users: bool,
     /// Source of /dev/shm: the pod's own tmpfs or, with hostIPC, the host's.
     pub shm: PathBuf,
 }
@@ -59,7 +61,7 @@ pub fn mounts(
     volumes: &BTreeMap<String, MountedVolume>,
     env: &PodEnv,
 ) -> Result<Vec<MountSpec>, ConfigError> {
-    let own = volume_mounts(container, surface.privileged, volumes, env)?;
+    let own = volume_mounts(container, surface, volumes, env)?;
     let is_own = |target: &Path| own.iter().any(|mount| mount.target == target);
     let mut all = base_mounts(surface);
     all.retain(|mount| !is_own(&mount.target));
@@ -94,6 +96,7 @@ fn base_mounts(surface: &Surface) -> Vec<MountSpec> {
         nodev: true,
         noexec: true,
         propagation: Propagation::Private,
+        volume: None,
     };
     let dev = MountKind::Tmpfs { options: "mode=755,size=65536k".to_owned() };
     let shm = MountKind::Bind { source: surface.shm.clone(), sub_path: None };
@@ -120,12 +123,13 @@ fn bind(target: PathBuf, source: PathBuf, sub_path: Option<PathBuf>) -> MountSpe
         nodev: false,
         noexec: false,
         propagation: Propagation::Private,
+        volume: None,
     }
 }
 
 fn volume_mounts(
     container: ContainerRef<'_>,
-    privileged: bool,
+    surface: &Surface,
     volumes: &BTreeMap<String, MountedVolume>,
     env: &PodEnv,
 ) -> Result<Vec<MountSpec>, ConfigError> {
@@ -147,11 +151,12 @@ fn volume_mounts(
         }
         let sub_path = sub_path(mount, &path, env)?;
         let readonly = mount.read_only == Some(true) || volume.readonly;
-        let propagation = propagation(mount, privileged, &path)?;
+        let propagation = propagation(mount, surface, &path)?;
         let recursive_readonly = recursive_readonly(mount, readonly, &path)?;
         let bound = bind(target, volume.host_path.clone(), sub_path);
         let Restrictions { nosuid, nodev, noexec } = volume.restrictions;
-        all.push(MountSpec { readonly, recursive_readonly, nosuid, nodev, noexec, propagation, ..bound });
+        let name = Some(mount.name.clone());
+        all.push(MountSpec { readonly, recursive_readonly, nosuid, nodev, noexec, propagation, volume: name, ..bound });
     }
     Ok(all)
 }
@@ -223,12 +228,16 @@ fn sub_path(mount: &VolumeMount, path: &str, env: &PodEnv) -> Result<Option<Path
     Ok(Some(PathBuf::from(text)))
 }
 
-fn propagation(mount: &VolumeMount, privileged: bool, path: &str) -> Result<Propagation, ConfigError> {
+fn propagation(mount: &VolumeMount, surface: &Surface, path: &str) -> Result<Propagation, ConfigError> {
     let field = || format!("{path}.mountPropagation");
     match mount.mount_propagation.as_deref() {
         None | Some("" | "None") => Ok(Propagation::Private),
         Some("HostToContainer") => Ok(Propagation::Slave),
-        Some("Bidirectional") if privileged => Ok(Propagation::Shared),
+        Some("Bidirectional") if surface.own_users => {
+            let message = "what is mounted in a user namespace (hostUsers: false) does not reach the host";
+            Err(ConfigError::config(field(), message))
+        }
+        Some("Bidirectional") if surface.privileged => Ok(Propagation::Shared),
         Some("Bidirectional") => {
             let message = "Bidirectional mount propagation is available only to privileged containers";
             Err(ConfigError::config(field(), message))
@@ -276,7 +285,7 @@ mod tests {
     };
 
     fn surface() -> Surface {
-        Surface { privileged: false, read_only_root: false, shm: "/pod/shm".into() }
+        Surface { privileged: false, read_only_root: false, own_users: false, shm: "/pod/shm".into() }
     }
 
     fn of(container: Value, surface: &Surface) -> Result<Vec<MountSpec>, ConfigError> {
@@ -347,6 +356,15 @@ mod tests {
     fn a_privileged_container_may_write_sys_and_cgroups() {
         let all = of(json!({}), &Surface { privileged: true, ..surface() }).unwrap();
         assert!(all.iter().all(|mount| !mount.readonly));
+    }
+
+    #[test]
+    fn nothing_is_passed_out_of_a_user_namespace() {
+        let both = json!({"mountPropagation": "Bidirectional"});
+        let privileged = Surface { privileged: true, ..surface() };
+        assert_eq!(mount_in(both.clone(), &privileged).unwrap().propagation, Propagation::Shared);
+        let error = mount_in(both, &Surface { own_users: true, ..privileged }).unwrap_err();
+        assert!(error.message.contains("does not reach the host"), "{error}");
     }
 
     #[test]

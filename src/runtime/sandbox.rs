@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{config_error::ConfigError, oom, sysctls::sysctls};
-use crate::supervisor::spec::{CgroupPlacement, SandboxSpec, VERSION};
+use crate::supervisor::spec::{CgroupPlacement, IdRange, SandboxSpec, VERSION};
 
 /// What a sandbox needs beyond the pod's own fields.
 #[derive(Debug)]
@@ -18,13 +18,15 @@ pub struct SandboxInput<'a> {
     pub domainname: &'a str,
     /// Where the supervisor goes.
     pub cgroup: CgroupPlacement,
+    /// Ids of the pod's user namespace (hostUsers false).
+    pub users: Option<IdRange>,
     /// The node's allowedUnsafeSysctls.
     pub allowed_unsafe_sysctls: &'a [String],
 }
 
 /// The namespaces of a pod and what is set in them. An error is final: the pod can never run on this node.
 pub fn sandbox_spec(input: SandboxInput<'_>) -> Result<SandboxSpec, ConfigError> {
-    let SandboxInput { pod, generation, hostname, domainname, cgroup, allowed_unsafe_sysctls } = input;
+    let SandboxInput { pod, generation, hostname, domainname, cgroup, users, allowed_unsafe_sysctls } = input;
     let spec = pod.spec.as_ref();
     let set = |field: Option<bool>| field == Some(true);
     let host_network = spec.is_some_and(|spec| set(spec.host_network));
@@ -43,7 +45,8 @@ pub fn sandbox_spec(input: SandboxInput<'_>) -> Result<SandboxSpec, ConfigError>
         new_uts: !host_network,
         // hostPID goes first; validation refuses both.
         shared_pid: spec.is_some_and(|spec| set(spec.share_process_namespace) && !set(spec.host_pid)),
-        sysctls: sysctls(pod, allowed_unsafe_sysctls)?,
+        users,
+        sysctls: sysctls(pod, users, allowed_unsafe_sysctls)?,
         cgroup,
         oom_score_adj: oom::SANDBOX,
     })
@@ -68,6 +71,7 @@ mod tests {
             hostname: "web",
             domainname: "",
             cgroup,
+            users: None,
             allowed_unsafe_sysctls: &[],
         })
     }

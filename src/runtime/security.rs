@@ -5,7 +5,10 @@ use std::path::{Component, Path, PathBuf};
 use k8s_openapi::api::core::v1::{Pod, PodSecurityContext, SeccompProfile, SecurityContext};
 
 use super::{config_error::ConfigError, container_ref::ContainerRef};
-use crate::supervisor::spec::UserSpec;
+use crate::{
+    api::app_armor::{self, Profile},
+    supervisor::spec::UserSpec,
+};
 
 /// Which system calls a container may make.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +20,9 @@ pub enum SeccompChoice {
     /// Those of a profile in OCI form at this absolute path.
     Localhost(PathBuf),
 }
+
+/// Upstream leaves labels out in silence where the kernel has no SELinux.
+const SELINUX: &str = "SELinux labels are not set on this node: no process and no volume would have them";
 
 /// The fields of a container go before those of its pod.
 #[derive(Debug, Clone, Copy)]
@@ -38,23 +44,10 @@ impl<'a> Security<'a> {
 
     /// Refuses what this node cannot enforce or what contradicts itself.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let app_armor = self
-            .own
-            .and_then(|own| own.app_armor_profile.as_ref())
-            .map(|profile| (profile, self.field("appArmorProfile")))
-            .or_else(|| {
-                let profile = self.of_pod?.app_armor_profile.as_ref()?;
-                Some((profile, "spec.securityContext.appArmorProfile".to_owned()))
-            });
-        if let Some((profile, field)) = app_armor
-            && profile.type_ != "Unconfined"
-        {
-            return Err(ConfigError::config(field, "AppArmor profiles are not supported yet"));
-        }
         let labels =
             self.own.and_then(|own| own.se_linux_options.as_ref()).or_else(|| self.of_pod?.se_linux_options.as_ref());
         if labels.is_some_and(|labels| *labels != Default::default()) {
-            return Err(ConfigError::config(self.field("seLinuxOptions"), "SELinux labels are not supported yet"));
+            return Err(ConfigError::config(self.field("seLinuxOptions"), SELINUX));
         }
         if self.own.and_then(|own| own.allow_privilege_escalation) == Some(false) {
             let added = self.own.and_then(|own| own.capabilities.as_ref()?.add.as_ref());
@@ -69,6 +62,13 @@ impl<'a> Security<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The AppArmor profile that it asks for. The default one is not for privileged containers, as upstream's runtimes
+    /// have it.
+    pub fn app_armor(&self) -> Option<Profile> {
+        let profile = app_armor::profile(self.pod, self.container.name(), self.own)?;
+        (profile != Profile::RuntimeDefault || !self.privileged()).then_some(profile)
     }
 
     /// Path of a field of the container's security context.
@@ -279,11 +279,17 @@ mod tests {
         assert_eq!(field(json!({}), json!({"allowPrivilegeEscalation": false, "privileged": true})), escalation);
         let admin = json!({"allowPrivilegeEscalation": false, "capabilities": {"add": ["CAP_SYS_ADMIN"]}});
         assert_eq!(field(json!({}), admin), escalation);
-        let app_armor = |kind: &str| json!({"appArmorProfile": {"type": kind}});
-        assert_eq!(field(app_armor("Unconfined"), json!({})), None);
-        assert_eq!(field(app_armor("RuntimeDefault"), app_armor("Unconfined")), None);
-        assert!(field(app_armor("RuntimeDefault"), json!({})).is_some());
         assert!(field(json!({}), json!({"seLinuxOptions": {"level": "s0"}})).is_some());
+    }
+
+    #[test]
+    fn the_default_app_armor_profile_is_not_for_privileged_containers() {
+        let profile = |of_pod: Value, own: Value| with(of_pod, own, |security| security.app_armor());
+        let of_pod = json!({"appArmorProfile": {"type": "RuntimeDefault"}});
+        assert_eq!(profile(of_pod.clone(), json!({})), Some(Profile::RuntimeDefault));
+        assert_eq!(profile(of_pod.clone(), json!({"privileged": true})), None);
+        let local = json!({"privileged": true, "appArmorProfile": {"type": "Localhost", "localhostProfile": "x"}});
+        assert_eq!(profile(of_pod, local), Some(Profile::Localhost("x".to_owned())));
     }
 
     #[test]

@@ -3,22 +3,32 @@
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use super::config_error::ConfigError;
-use crate::api::sysctl::{Namespace, is_allowed, namespace, with_dots};
+use crate::{
+    api::sysctl::{Namespace, is_allowed, namespace, with_dots},
+    supervisor::spec::IdRange,
+};
 
 /// What containerd sets in the network namespace of a pod so that a container needs neither CAP_NET_BIND_SERVICE nor
 /// CAP_NET_RAW for a port below 1024 or a ping.
-const DEFAULTS: [(&str, &str); 2] =
-    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+/// In a user namespace, groups are counted as that counts them, and only those it has can be named.
+fn defaults(users: Option<IdRange>) -> [(&'static str, String); 2] {
+    let last_group = users.map_or(i32::MAX as u32, |users| users.count - 1);
+    [("net.ipv4.ip_unprivileged_port_start", "0".to_owned()), ("net.ipv4.ping_group_range", format!("0 {last_group}"))]
+}
 
 /// What is to be set in the pod's namespaces, in order. `allowed_unsafe` are the node's allowedUnsafeSysctls: names, or
 /// prefixes that end in `*`.
-pub fn sysctls(pod: &Pod, allowed_unsafe: &[String]) -> Result<Vec<(String, String)>, ConfigError> {
+pub fn sysctls(
+    pod: &Pod,
+    users: Option<IdRange>,
+    allowed_unsafe: &[String],
+) -> Result<Vec<(String, String)>, ConfigError> {
     let Some(spec) = &pod.spec else { return Ok(Vec::new()) };
     let own = asked(spec, allowed_unsafe)?;
     let mut all = Vec::new();
     if spec.host_network != Some(true) {
-        let missing = DEFAULTS.into_iter().filter(|(name, _)| !own.iter().any(|(own, _)| own == name));
-        all.extend(missing.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let missing = defaults(users).into_iter().filter(|(name, _)| !own.iter().any(|(own, _)| own == name));
+        all.extend(missing.map(|(name, value)| (name.to_owned(), value)));
     }
     all.extend(own);
     Ok(all)
@@ -61,7 +71,7 @@ mod tests {
         spec["securityContext"] = json!({"sysctls": list});
         let pod = serde_json::from_value(json!({"spec": spec})).unwrap();
         let allowed: Vec<_> = allowed.iter().map(|name| (*name).to_owned()).collect();
-        let set = sysctls(&pod, &allowed).map_err(|error| error.message)?;
+        let set = sysctls(&pod, None, &allowed).map_err(|error| error.message)?;
         Ok(set.into_iter().map(|(name, value)| format!("{name}={value}")).collect())
     }
 
@@ -74,6 +84,9 @@ mod tests {
         assert_eq!(of(json!({"hostNetwork": true}), &[], &[]), Ok(vec![]));
         let own = of(json!({}), &["net.ipv4.ip_unprivileged_port_start"], &[]);
         assert_eq!(own, Ok(vec![PING.into(), "net.ipv4.ip_unprivileged_port_start=1".into()]));
+        let users = Some(IdRange { first: 1 << 20, count: 1 << 16 });
+        let inside = sysctls(&Pod { spec: Some(PodSpec::default()), ..Pod::default() }, users, &[]).unwrap();
+        assert_eq!(inside[1], ("net.ipv4.ping_group_range".to_owned(), "0 65535".to_owned()));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod container;
 pub mod log;
 pub mod protocol;
 pub mod spec;
+pub mod user_namespace;
 
 mod attach;
 mod attempt;

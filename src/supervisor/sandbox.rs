@@ -13,11 +13,12 @@ use nix::{
 
 use super::{
     pause,
-    spec::{CgroupPlacement, SandboxSpec, VERSION},
+    spec::{CgroupPlacement, IdRange, SandboxSpec, VERSION},
+    user_namespace::{self, Parameter, UserNamespace, UserNamespaceError},
 };
 use crate::{
     store::durable::{self, StoreError},
-    sys::process::Child,
+    sys::process::{Child, flags},
 };
 
 /// Why the sandbox could not be made.
@@ -81,6 +82,9 @@ pub enum SandboxError {
     /// The socket for whoever sets up the network.
     #[error("open a netlink socket in the network namespace")]
     Netlink(#[source] nix::Error),
+    /// hostUsers is false.
+    #[error("make the pod's user namespace")]
+    Users(#[source] UserNamespaceError),
     /// Process 1 of the shared PID namespace.
     #[error("start the pause process of the shared PID namespace")]
     Pause(#[source] io::Error),
@@ -93,6 +97,8 @@ pub struct Sandbox {
     pub netlink: Option<OwnedFd>,
     /// Process 1 of the shared PID namespace.
     pub pause: Option<Child>,
+    /// The pod's user namespace, unless that is the host's.
+    pub users: Option<UserNamespace>,
     /// What could not be done, and is not worth failing for.
     pub warnings: Vec<String>,
 }
@@ -122,17 +128,26 @@ pub fn set_up(spec: &SandboxSpec, run_directory: &Path) -> Result<Sandbox, Sandb
     if let Err(error) = fs::write("/proc/self/oom_score_adj", spec.oom_score_adj.to_string()) {
         warnings.push(format!("oom_score_adj {} of the supervisor: {error}, ignoring", spec.oom_score_adj));
     }
-    unshare_namespaces(spec)?;
+    let users = match spec.users {
+        Some(range) => Some(make_user_namespace(spec, range)?),
+        None => {
+            unshare_namespaces(spec)?;
+            for (name, value) in &spec.sysctls {
+                set_sysctl(name, value)?;
+            }
+            None
+        }
+    };
     if spec.new_uts {
         set_names(spec)?;
     }
-    for (name, value) in &spec.sysctls {
-        set_sysctl(name, value)?;
-    }
     let netlink = if spec.new_net { Some(netlink_socket()?) } else { None };
     // Last: it inherits the namespaces, and stands for the sandbox as much as this process does.
-    let pause = if spec.shared_pid { Some(pause::start(run_directory).map_err(SandboxError::Pause)?) } else { None };
-    Ok(Sandbox { netlink, pause, warnings })
+    let pause = match spec.shared_pid {
+        true => Some(pause::start(run_directory, users.as_ref()).map_err(SandboxError::Pause)?),
+        false => None,
+    };
+    Ok(Sandbox { netlink, pause, users, warnings })
 }
 
 /// Joins the v1 hierarchies; the unified one was entered at birth.
@@ -159,6 +174,18 @@ fn unshare_namespaces(spec: &SandboxSpec) -> Result<(), SandboxError> {
         return Ok(());
     }
     unshare(flags).map_err(|source| SandboxError::Unshare { names: names.join(", "), source })
+}
+
+/// The user namespace and, belonging to it, the other new ones, which this process joins.
+fn make_user_namespace(spec: &SandboxSpec, range: IdRange) -> Result<UserNamespace, SandboxError> {
+    let wanted = [(spec.new_net, flags::NEWNET), (spec.new_ipc, flags::NEWIPC), (spec.new_uts, flags::NEWUTS)];
+    let kinds = wanted.into_iter().filter(|(wanted, _)| *wanted).fold(0, |kinds, (_, kind)| kinds | kind);
+    let parameter = |(name, value): &(String, String)| {
+        let path = sysctl_path(name).ok_or_else(|| SandboxError::SysctlName(name.clone()))?;
+        Ok(Parameter { path, name: name.clone(), value: value.clone() })
+    };
+    let parameters = spec.sysctls.iter().map(parameter).collect::<Result<Vec<_>, SandboxError>>()?;
+    user_namespace::make(range, kinds, &parameters).map_err(SandboxError::Users)
 }
 
 fn set_names(spec: &SandboxSpec) -> Result<(), SandboxError> {

@@ -35,6 +35,9 @@ pub struct SandboxSpec {
     pub new_uts: bool,
     /// Start `pause` as PID 1 of a PID namespace all containers join (shareProcessNamespace).
     pub shared_pid: bool,
+    /// A user namespace with these ids (hostUsers false), to which all other new namespaces belong.
+    #[serde(default)]
+    pub users: Option<IdRange>,
     /// Written under /proc/sys inside the new namespaces: `("net.ipv4.ip_unprivileged_port_start", "0")`.
     /// One whose namespace is the host's is refused before it gets here.
     pub sysctls: Vec<(String, String)>,
@@ -42,6 +45,23 @@ pub struct SandboxSpec {
     pub cgroup: CgroupPlacement,
     /// `oom_score_adj` of the supervisor itself; lowering needs CAP_SYS_RESOURCE and failure is only noted.
     pub oom_score_adj: i32,
+}
+
+/// The ids of a user namespace: user and group `0..count` inside are `first..first + count` on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The host's number of the namespace's root.
+    pub first: u32,
+    /// How many ids there are; a multiple of 65536.
+    pub count: u32,
+}
+
+impl IdRange {
+    /// Whether the two have an id of the host in common.
+    pub fn overlaps(self, other: IdRange) -> bool {
+        let end = |range: IdRange| u64::from(range.first) + u64::from(range.count);
+        u64::from(self.first) < end(other) && u64::from(other.first) < end(self)
+    }
 }
 
 /// The cgroups of one leaf, one directory per hierarchy. All exist already and carry their limits.
@@ -103,6 +123,9 @@ pub struct LaunchSpec {
     pub devices: Vec<DeviceSpec>,
     /// Privileged: every device node of the host's /dev is made in the container's, too.
     pub all_devices: bool,
+    /// The ids of the pod's user namespace; `None`: it is the host's.
+    #[serde(default)]
+    pub users: Option<IdRange>,
     /// Who it runs as.
     pub user: UserSpec,
     /// Capability bit mask (bit = number of the capability, capabilities(7)) for bounding, permitted and
@@ -110,6 +133,9 @@ pub struct LaunchSpec {
     pub capabilities: u64,
     /// Set `no_new_privs`.
     pub no_new_privs: bool,
+    /// Name of the (loaded) AppArmor profile of the program; `None`: it keeps the agent's.
+    #[serde(default)]
+    pub app_armor: Option<String>,
     /// Classic BPF program of the seccomp filter, each instruction packed as
     /// `code << 48 | jt << 40 | jf << 32 | k`; empty: unconfined.
     pub seccomp: Vec<u64>,
@@ -167,6 +193,9 @@ pub struct MountSpec {
     pub noexec: bool,
     /// Propagation of a bind.
     pub propagation: Propagation,
+    /// Name of the volume, for messages; `None` for what every container has.
+    #[serde(default)]
+    pub volume: Option<String>,
 }
 
 /// What a mount is.

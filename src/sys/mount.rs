@@ -248,6 +248,27 @@ pub fn set_attributes(
         },
         ..MountAttributes::default()
     };
+    apply(mount, recursive, &attributes)
+}
+
+/// Shows the files of a detached mount with other owners (an idmapped mount, mount_setattr(2)): one that belongs to user
+/// 0 on disk belongs to user 0 of the user namespace behind `users`, and so on. With `recursive` all mounts beneath
+/// change, or none.
+///
+/// # Errors
+/// EINVAL when the file system does not know such mounts (NFS, procfs, devtmpfs, ...), when the mount is not detached or
+/// the mappings are not written yet; EPERM when it is mapped already.
+pub fn set_id_map(mount: BorrowedFd<'_>, recursive: bool, users: BorrowedFd<'_>) -> io::Result<()> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+    let attributes = MountAttributes {
+        set: MOUNT_ATTR_IDMAP,
+        user_namespace: users.as_raw_fd() as u64,
+        ..MountAttributes::default()
+    };
+    apply(mount, recursive, &attributes)
+}
+
+fn apply(mount: BorrowedFd<'_>, recursive: bool, attributes: &MountAttributes) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string, `attributes` has the kernel's layout and the size passed.
     check(unsafe {
@@ -256,7 +277,7 @@ pub fn set_attributes(
             mount.as_raw_fd() as c_long,
             c"".as_ptr(),
             flags as c_long,
-            &raw const attributes,
+            ptr::from_ref(attributes),
             size_of::<MountAttributes>(),
         )
     })

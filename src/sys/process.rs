@@ -20,6 +20,14 @@ pub mod flags {
     pub const NEWNS: u64 = libc::CLONE_NEWNS as u64;
     /// New PID namespace.
     pub const NEWPID: u64 = libc::CLONE_NEWPID as u64;
+    /// New user namespace: made before all others of the same call, which then belong to it.
+    pub const NEWUSER: u64 = libc::CLONE_NEWUSER as u64;
+    /// New network namespace.
+    pub const NEWNET: u64 = libc::CLONE_NEWNET as u64;
+    /// New IPC namespace.
+    pub const NEWIPC: u64 = libc::CLONE_NEWIPC as u64;
+    /// New UTS namespace.
+    pub const NEWUTS: u64 = libc::CLONE_NEWUTS as u64;
     /// New cgroup namespace.
     pub const NEWCGROUP: u64 = libc::CLONE_NEWCGROUP as u64;
     /// The child's parent is the caller's parent. No exit signal may be chosen with it.

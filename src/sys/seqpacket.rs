@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     path::Path,
     ptr,
+    time::Duration,
 };
 
 use libc::{c_int, c_uint};
@@ -180,6 +181,29 @@ pub fn receive(socket: BorrowedFd<'_>, limit: usize) -> io::Result<Option<Packet
     unsafe { bytes.set_len(length) };
     bytes.shrink_to_fit();
     Ok(Some(Packet { bytes, descriptors }))
+}
+
+/// Waits until there is a message (or the other side has closed), or with `room` until there is room for one; at most
+/// `limit`, for ever without one. False when that has passed.
+///
+/// # Errors
+/// Those of poll(2).
+pub fn wait(socket: BorrowedFd<'_>, room: bool, limit: Option<Duration>) -> io::Result<bool> {
+    let events = if room { libc::POLLOUT } else { libc::POLLIN };
+    let milliseconds = limit.map_or(-1, |limit| c_int::try_from(limit.as_millis()).unwrap_or(c_int::MAX));
+    loop {
+        let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
+        // SAFETY: one pollfd, which outlives the call.
+        match unsafe { libc::poll(&raw mut poll, 1, milliseconds) } {
+            0 => return Ok(false),
+            ready if ready > 0 => return Ok(true),
+            _ => {}
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
 }
 
 /// Takes ownership of the descriptors in a message just received.

@@ -22,6 +22,8 @@ pub mod namespace {
     pub const NET: i32 = libc::CLONE_NEWNET;
     /// Host name.
     pub const UTS: i32 = libc::CLONE_NEWUTS;
+    /// Users, groups and capabilities.
+    pub const USER: i32 = libc::CLONE_NEWUSER;
 }
 
 /// setns(2): joins the namespaces of the process behind a pidfd (or one namespace file). With

@@ -51,7 +51,7 @@ use crate::{
     },
     supervisor::{
         protocol::RunningContainer,
-        spec::{ExecSpec, LaunchSpec, SandboxSpec},
+        spec::{ExecSpec, IdRange, LaunchSpec, SandboxSpec},
     },
     volume::{self, MountedVolume},
 };
@@ -62,6 +62,8 @@ pub struct Host {
     uid: String,
     /// What is in the ledger. Locked as long as it is being written, so that nothing older is written after it.
     record: Mutex<Arc<PodRecord>>,
+    /// Ids of the pod's user namespace: the same as long as there is the pod.
+    users: Option<IdRange>,
     pub(super) dirs: PodDirs,
     /// No change of a pod changes it.
     pub(super) qos: QosClass,
@@ -156,10 +158,10 @@ impl Host {
             metadata.name.as_deref().unwrap_or_default(),
         );
         let qos = record.pod.spec.as_ref().map_or(QosClass::BestEffort, qos_class);
-        let uid = record.uid().to_owned();
+        let (uid, users) = (record.uid().to_owned(), record.users);
         let (verdicts, helpers) = (Verdicts::default(), Helpers::new(shared.binary.clone()));
         let record = Mutex::new(Arc::new(record));
-        Host { shared, uid, record, dirs, qos, helpers, events, state: Mutex::default(), verdicts }
+        Host { shared, uid, record, users, dirs, qos, helpers, events, state: Mutex::default(), verdicts }
     }
 
     /// The pod as it is in the ledger, for what is not an action on a given pod. Waits while it is being written.
@@ -340,7 +342,7 @@ impl Host {
                 volume::shm::set_up(&host.dirs).map_err(because(REASON))?;
             }
             let generation = host.state().generation + 1;
-            let mut spec = host.shared.sandbox_spec(&pod, generation, placement)?;
+            let mut spec = host.shared.sandbox_spec(&pod, generation, placement, host.users)?;
             spec.oom_score_adj = host.shared.config.supervisor_oom_score_adj;
             Ok((spec, begun.elapsed()))
         })
@@ -454,6 +456,7 @@ impl Host {
             epoch,
             image: &image,
             pod_ips: &addresses,
+            users: self.users,
             volumes: &volumes,
         };
         let spec = self.shared.launch_spec(pod, &self.dirs, self.qos, &input)?;

@@ -29,7 +29,7 @@ use crate::{
         security::SeccompChoice,
     },
     store::layout::PodDirs,
-    supervisor::spec::{CgroupPlacement, LaunchSpec, SandboxSpec},
+    supervisor::spec::{CgroupPlacement, IdRange, LaunchSpec, SandboxSpec},
     volume::MountedVolume,
 };
 
@@ -47,6 +47,8 @@ pub struct Attempt<'a> {
     pub image: &'a Image,
     /// Addresses of the pod.
     pub pod_ips: &'a [IpAddr],
+    /// Ids of the pod's user namespace.
+    pub users: Option<IdRange>,
     /// Volumes, all set up.
     pub volumes: &'a BTreeMap<String, MountedVolume>,
 }
@@ -90,6 +92,7 @@ impl Shared {
         pod: &Pod,
         generation: u32,
         cgroup: CgroupPlacement,
+        users: Option<IdRange>,
     ) -> Result<SandboxSpec, ActionError> {
         let names = PodHostname::of(pod, &self.config.cluster_domain)
             .map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))?;
@@ -99,6 +102,7 @@ impl Shared {
             hostname: &names.nodename,
             domainname: "",
             cgroup,
+            users,
             allowed_unsafe_sysctls: &self.config.allowed_unsafe_sysctls,
         })?)
     }
@@ -145,6 +149,8 @@ impl Shared {
             env_sources: EnvSources { objects: &objects, read_file: &read_file },
             volumes: attempt.volumes,
             cgroup: CgroupPlacement::default(),
+            users: attempt.users,
+            app_armor: &|profile| Ok(self.app_armor.ensure(profile)?),
             options: &self.launch,
             seccomp: &seccomp_filter,
         })?;

@@ -149,6 +149,11 @@ pub fn thermal_throttles() -> Vec<PathBuf> {
     found
 }
 
+/// Contents of `/etc/subuid` and `/etc/subgid`; empty where there is none.
+pub fn subordinate_ids() -> [String; 2] {
+    ["/etc/subuid", "/etc/subgid"].map(|path| fs::read_to_string(path).unwrap_or_default())
+}
+
 /// Huge pages this machine has in stock: size of a page and of all of them, in bytes.
 pub fn huge_pages() -> Vec<(u64, u64)> {
     let mut found = Vec::new();
@@ -196,6 +201,7 @@ pub fn facts(config: &NodeConfig, allocatable: &Allocatable) -> NodeFacts {
         allowed_sysctls: config.allowed_unsafe_sysctls.clone(),
         taints: config.taints.clone(),
         host_ports: Vec::new(),
+        app_armor: false,
     }
 }
 

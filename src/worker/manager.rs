@@ -36,6 +36,7 @@ use crate::{
         observed::Sandbox,
         preemption,
     },
+    supervisor::spec::IdRange,
 };
 
 /// Events a pod can have unread: containers of a pod times a few attempts; the sender waits beyond that.
@@ -65,6 +66,11 @@ pub trait Hosts: Send + Sync + 'static {
     /// # Errors
     /// It does not.
     fn fits(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection>;
+
+    /// Ids for the user namespace of a new pod, if it has one of its own: none of those `taken`.
+    fn users(&self, _pod: &Pod, _taken: &[IdRange]) -> Result<Option<IdRange>, Rejection> {
+        Ok(None)
+    }
 
     /// The time. Tests have one of their own.
     fn now(&self) -> Timestamp {
@@ -151,8 +157,8 @@ pub struct Manager {
     pub(super) leaving: JoinSet<()>,
     /// New generations already said to be waiting, so that it is said once.
     waiting: BTreeSet<String>,
-    /// UIDs of pods whose record cannot be used: nothing is done to them, or for them.
-    left_alone: BTreeSet<String>,
+    /// Pods whose record cannot be used: nothing is done to them, or for them. UIDs, and the ids they may have.
+    left_alone: BTreeMap<String, Option<IdRange>>,
     /// The objects that pods were told of last.
     objects: Arc<Objects>,
 }
@@ -168,7 +174,7 @@ impl Manager {
             tasks: JoinSet::new(),
             leaving: JoinSet::new(),
             waiting: BTreeSet::new(),
-            left_alone: BTreeSet::new(),
+            left_alone: BTreeMap::new(),
             objects: Arc::default(),
         }
     }
@@ -186,9 +192,10 @@ impl Manager {
         }
     }
 
-    /// Keeps off a pod that was here before and whose record cannot be used. A source that wants it has to wait.
-    pub fn leave_alone(&mut self, uid: String) {
-        self.left_alone.insert(uid);
+    /// Keeps off a pod that was here before and whose record cannot be used. A source that wants it has to wait, and
+    /// nobody else gets its ids.
+    pub fn leave_alone(&mut self, uid: String, users: Option<IdRange>) {
+        self.left_alone.insert(uid, users);
     }
 
     /// UIDs of the pods there are.
@@ -279,7 +286,7 @@ impl Manager {
                 problems.extend(self.follow(uid, pod));
                 continue;
             }
-            if self.left_alone.contains(uid) {
+            if self.left_alone.contains_key(uid) {
                 if self.waiting.insert(uid.clone()) {
                     warn!(
                         pod = pod.full_name,
@@ -316,16 +323,25 @@ impl Manager {
         self.hosts.changed(&pods);
     }
 
+    /// Ids of the host that pods have, or may have.
+    fn taken_users(&self) -> Vec<IdRange> {
+        let of_running = self.running.values().filter_map(|running| running.record.users);
+        of_running.chain(self.left_alone.values().copied().flatten()).collect()
+    }
+
     /// Starts a pod, or an actor that says why it is not started. False when it has to wait: others are going, or have
     /// been told to, and it fits when they are gone. `waiting` are pods that wait for room and come before this one.
     fn start(&mut self, desired: &DesiredPod, waiting: &[&Pod], seen: Instant) -> bool {
         let mut pod = desired.pod.pod.clone();
         // What an API server says of a new pod.
         pod.metadata.generation.get_or_insert(1);
-        let rejection = match self.hosts.complete(&mut pod).and_then(|()| self.make_room(&pod, waiting)) {
-            Ok(true) => None,
+        let (users, rejection) = match self.hosts.complete(&mut pod).and_then(|()| self.make_room(&pod, waiting)) {
+            Ok(true) => match self.hosts.users(&pod, &self.taken_users()) {
+                Ok(users) => (users, None),
+                Err(rejection) => (None, Some(rejection)),
+            },
             Ok(false) => return false,
-            Err(rejection) => Some(rejection),
+            Err(rejection) => (None, Some(rejection)),
         };
         let record = PodRecord {
             version: record::VERSION,
@@ -333,6 +349,7 @@ impl Manager {
             allocated: None,
             source: desired.source,
             origin: desired.pod.origin.clone(),
+            users,
             start_time: self.hosts.now(),
             sourced: Some(record::digest(&desired.pod.pod)),
             verdict: None,

@@ -36,15 +36,21 @@ use crate::{
         desired::{Desired, SourceId, SourceUpdate, SourcedPod, merge},
         observed::{Leftovers, Network, Sandbox},
     },
+    runtime::users::{IdPool, UNIT},
+    supervisor::spec::IdRange,
 };
 
 struct FakeHosts {
     clock: Clock,
     made: Mutex<BTreeMap<String, Arc<FakeHost>>>,
+    /// Ids in the records of the pods that hands were made for.
+    given: Mutex<BTreeMap<String, Option<IdRange>>>,
     /// Steps for hands that are still to be made, by UID.
     scripts: Mutex<BTreeMap<String, Vec<(Action, Step)>>>,
     /// UIDs that the node does not take.
     refused: BTreeSet<String>,
+    /// UIDs that get ids of their own.
+    with_users: BTreeSet<String>,
     /// UIDs that admission was told of beside a new pod, the last time.
     beside: Mutex<Vec<String>>,
     /// CPUs that there are, and that pods are admitted for.
@@ -70,6 +76,7 @@ impl Hosts for FakeHosts {
             host.script(action, step);
         }
         self.made.lock().unwrap().insert(record.uid().to_owned(), host.clone());
+        self.given.lock().unwrap().insert(record.uid().to_owned(), record.users);
         host
     }
 
@@ -99,6 +106,11 @@ impl Hosts for FakeHosts {
         self.told.lock().unwrap().push(reason.to_owned());
     }
 
+    fn users(&self, pod: &Pod, taken: &[IdRange]) -> Result<Option<IdRange>, Rejection> {
+        let wanted = self.with_users.contains(&uid(pod));
+        Ok(wanted.then(|| IdPool::new("", "", UNIT, 3).expect("a pool").allocate(taken).expect("a range")))
+    }
+
     fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -123,8 +135,10 @@ fn rig_with(refused: &[&str], pods: i64) -> Rig {
     let hosts = Arc::new(FakeHosts {
         clock: Clock::new(),
         made: Mutex::default(),
+        given: Mutex::default(),
         scripts: Mutex::default(),
         refused: refused.iter().map(|uid| (*uid).to_owned()).collect(),
+        with_users: ["1", "2", "4"].iter().map(|uid| (*uid).to_owned()).collect(),
         beside: Mutex::default(),
         processors: Mutex::new(4),
         pods,
@@ -294,9 +308,23 @@ async fn a_pod_the_node_does_not_take_fails_and_counts_for_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn ids_are_given_to_one_pod_at_a_time_and_to_nobody_while_they_may_be_in_use() {
+    let mut rig = rig(&[]);
+    let range = |slot: u32| Some(IdRange { first: slot * UNIT, count: UNIT });
+    rig.manager.leave_alone("9".to_owned(), range(1));
+    rig.reconcile(wants(&[("1", "a"), ("2", "b"), ("3", "c")])).await;
+    let given = |rig: &Rig| rig.hosts.given.lock().unwrap().clone();
+    assert_eq!(given(&rig).into_values().collect::<Vec<_>>(), [range(2), range(3), None]);
+    rig.reconcile(wants(&[("2", "b"), ("3", "c")])).await;
+    rig.gone().await;
+    rig.reconcile(wants(&[("2", "b"), ("3", "c"), ("4", "d")])).await;
+    assert_eq!(given(&rig)["4"], range(2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_whose_record_is_unusable_is_not_started_over() {
     let mut rig = rig(&[]);
-    rig.manager.leave_alone("1".to_owned());
+    rig.manager.leave_alone("1".to_owned(), None);
     rig.reconcile(wants(&[("1", "a"), ("2", "b")])).await;
     assert!(!rig.hosts.made.lock().unwrap().contains_key("1"));
     assert_eq!(rig.phase("2"), "Running");

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::{
     api::static_pod::SEEN_ANNOTATION,
     pod::{Verdict, desired::SourceId, resize::Allocation},
+    supervisor::spec::IdRange,
 };
 
 /// Version of `pod.json`.
@@ -30,6 +31,9 @@ pub struct PodRecord {
     pub source: SourceId,
     /// Where exactly (`file:<path>`).
     pub origin: String,
+    /// Ids of the pod's own user namespace (hostUsers false), which no other pod has as long as this record is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<IdRange>,
     /// When the agent took it up (`status.startTime`).
     pub start_time: Timestamp,
     /// Digest of the pod as its source last wanted it (see [`digest`]), which tells a change at the source from one that

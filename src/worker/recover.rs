@@ -39,7 +39,7 @@ use crate::{
     },
     supervisor::{
         protocol::{RunningContainer, Snapshot},
-        spec::{LaunchSpec, SandboxSpec},
+        spec::{IdRange, LaunchSpec, SandboxSpec},
     },
     volume::remove,
 };
@@ -140,6 +140,14 @@ pub fn keep_addresses(shared: &Shared, pod: &LeftAlone) {
         Ok(Some(Err(error))) => warn!(uid = pod.uid, %error, "the addresses of a pod left alone cannot be kept"),
         Err(error) => warn!(uid = pod.uid, %error, "the addresses of a pod left alone are not known"),
     }
+}
+
+/// The ids of the user namespace of a pod that is left alone, as far as any of its records tells: it may be running.
+pub fn kept_users(pod: &LeftAlone) -> Option<IdRange> {
+    let record = durable::read_json::<serde_json::Value>(&pod.directory.join("pod.json")).ok().flatten();
+    let of_record = record.and_then(|record| serde_json::from_value(record.get("users")?.clone()).ok());
+    let sandbox = || durable::read_json::<SandboxSpec>(&pod.directory.join("sandbox.json")).ok().flatten()?.users;
+    of_record.or_else(sandbox)
 }
 
 /// Finds out what there is of one pod, and takes it up.

@@ -59,6 +59,7 @@ impl Place {
             allocated: None,
             source: SourceId::File,
             origin: "file:/m/a.yaml".to_owned(),
+            users: None,
             start_time: Timestamp::now(),
             sourced: None,
             verdict: None,

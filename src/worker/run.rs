@@ -38,7 +38,7 @@ use crate::{
         desired,
         desired_objects::{DesiredObjects, merge_objects},
     },
-    runtime::spawn::SpawnError,
+    runtime::{spawn::SpawnError, users::IdError},
     source::{
         Updates,
         file::{FileSource, FileSourceConfig, FileSourceError},
@@ -93,6 +93,9 @@ pub enum StartError {
     /// The network's configuration.
     #[error("set up the pod network")]
     Network(#[source] berth_cni::NetworkError),
+    /// The ids of pods' user namespaces.
+    #[error("share out ids for pods' user namespaces")]
+    Users(#[source] IdError),
     /// The supervisors' program.
     #[error("prepare the supervisors' program")]
     Binary(#[source] SpawnError),
@@ -198,7 +201,7 @@ impl Agent {
             warn!(uid = pod.uid, "a ledger entry cannot be used; its pod is left alone: {message}");
             // Before anything else is given an address.
             recover::keep_addresses(&shared, pod);
-            manager.leave_alone(pod.uid.clone());
+            manager.leave_alone(pod.uid.clone(), recover::kept_users(pod));
             unreadable.push(ManifestProblem {
                 source: format!("ledger:{}", pod.directory.display()),
                 document: None,

@@ -39,10 +39,13 @@ use crate::{
         runtime_class,
     },
     runtime::{
+        app_armor::AppArmor,
         downward::Allocatable,
         launch::{CgroupVersion, LaunchOptions},
         spawn::SealedBinary,
+        users::IdPool,
     },
+    supervisor::spec::IdRange,
 };
 
 /// Shared by all pods.
@@ -69,6 +72,10 @@ pub struct Shared {
     pub launch: LaunchOptions,
     /// Sizes of the huge pages there are, bytes.
     pub huge_page_sizes: Vec<u64>,
+    /// Ids of the host for pods' user namespaces.
+    pub ids: IdPool,
+    /// AppArmor, as far as the kernel has it.
+    pub app_armor: AppArmor,
     /// What happens to pods.
     pub events: Recorder,
     /// Which persistent volume belongs to which claim.
@@ -105,6 +112,17 @@ impl Hosts for RealHosts {
 
     fn fits(&self, pod: &Pod, others: &[&Pod]) -> Result<(), Rejection> {
         admission::fits(pod, others, &self.0.facts, &refused(pod))
+    }
+
+    fn users(&self, pod: &Pod, taken: &[IdRange]) -> Result<Option<IdRange>, Rejection> {
+        if pod.spec.as_ref().and_then(|spec| spec.host_users) != Some(false) {
+            return Ok(None);
+        }
+        let none = || Rejection {
+            reason: "UnexpectedAdmissionError".to_owned(),
+            message: "could not find an empty slot to allocate a user namespace".to_owned(),
+        };
+        self.0.ids.allocate(taken).ok_or_else(none).map(Some)
     }
 
     fn changed(&self, pods: &[&Pod]) {
@@ -150,6 +168,8 @@ impl Shared {
         let network =
             Network::new(config.network.clone(), &config.layout.run.join("network")).map_err(StartError::Network)?;
         let binary = SealedBinary::load().map_err(StartError::Binary)?;
+        let [uids, gids] = machine::subordinate_ids();
+        let ids = IdPool::new(&uids, &gids, config.ids_per_pod, config.max_pods).map_err(StartError::Users)?;
         let host_ips = machine::addresses(&config.network.bridge);
         let memory = machine::memory();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -166,7 +186,8 @@ impl Shared {
         if let Some(limits) = machine::node_limits(&config, &allocatable) {
             cgroups.limit_pods(limits);
         }
-        let facts = machine::facts(&config, &allocatable);
+        let app_armor = AppArmor::detect();
+        let facts = NodeFacts { app_armor: app_armor.is_enabled(), ..machine::facts(&config, &allocatable) };
         let capabilities = machine::bounding_set();
         let launch = LaunchOptions {
             seccomp_default: config.seccomp_default,
@@ -201,6 +222,8 @@ impl Shared {
             facts,
             launch,
             huge_page_sizes: machine::huge_pages().into_iter().map(|(size, _)| size).collect(),
+            ids,
+            app_armor,
             events: Recorder::new(config.events.kept),
             tokens: Arc::new(tokens),
             objects,

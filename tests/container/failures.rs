@@ -13,6 +13,7 @@ use super::{
 };
 
 pub const CASES: &[Case] = &[
+    ("an_app_armor_profile_that_the_kernel_refuses", an_app_armor_profile_that_the_kernel_refuses),
     ("a_command_that_does_not_exist", a_command_that_does_not_exist),
     ("a_command_that_cannot_be_executed", a_command_that_cannot_be_executed),
     ("a_user_that_the_image_does_not_know", a_user_that_the_image_does_not_know),
@@ -134,4 +135,15 @@ fn a_pid_namespace_that_is_gone() {
     assert_eq!(error.step, "join the PID namespace of the pod's pause process");
     // The next container is born where it should be.
     assert_eq!(world.run("readlink /proc/self").printed().trim(), "1");
+}
+
+fn an_app_armor_profile_that_the_kernel_refuses() {
+    // Here for want of AppArmor, elsewhere because there is no such profile: never a start without it.
+    let world = World::new();
+    let mut spec = world.spec("echo started");
+    spec.app_armor = Some("berth-test-none".to_owned());
+    let outcome = world.run_spec(spec);
+    assert_eq!(outcome.output, "");
+    let error = outcome.start_error();
+    assert!(error.step.ends_with("AppArmor profile berth-test-none"), "{error:?}");
 }

@@ -12,6 +12,7 @@ mod confinement;
 mod escapes;
 mod failures;
 mod joining;
+mod users;
 mod view;
 mod world;
 
@@ -30,7 +31,7 @@ pub type Case = (&'static str, fn());
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn cases() -> Vec<Case> {
-    [view::CASES, confinement::CASES, failures::CASES, escapes::CASES, joining::CASES].concat()
+    [view::CASES, confinement::CASES, failures::CASES, escapes::CASES, joining::CASES, users::CASES].concat()
 }
 
 fn main() -> ExitCode {

@@ -171,9 +171,11 @@ impl World {
             readonly_paths: READ_ONLY.iter().map(PathBuf::from).collect(),
             devices: DEVICES.iter().map(|(name, major, minor)| device(name, *major, *minor)).collect(),
             all_devices: false,
+            users: None,
             user: UserSpec::default(),
             capabilities: DEFAULT_CAPABILITIES,
             no_new_privs: false,
+            app_armor: None,
             seccomp: Vec::new(),
             rlimits: Vec::new(),
             oom_score_adj: 500,
@@ -191,6 +193,7 @@ impl World {
         LaunchContext {
             pause: None,
             target: None,
+            users: None,
             own_pid_ns: self.own_pid_ns.as_fd(),
             received: Instant::now(),
             gate: None,
@@ -336,6 +339,7 @@ pub fn mount_spec(target: &str, kind: MountKind) -> MountSpec {
         nodev: true,
         noexec: true,
         propagation: Propagation::Private,
+        volume: None,
     }
 }
 

@@ -15,7 +15,6 @@ fn pods() -> Vec<Value> {
             "requests": {"example.com/other": "1"},
         },
         "securityContext": {
-            "appArmorProfile": {"type": "RuntimeDefault"}, "procMount": "Unmasked",
             "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
         },
     });
@@ -50,15 +49,14 @@ fn pods() -> Vec<Value> {
     let claim = json!({"dataSource": source, "dataSourceRef": source});
     volumes.push(json!({"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}));
     vec![json!({
-        "metadata": {"name": "p", "annotations": {"container.apparmor.security.beta.kubernetes.io/app": "x"}},
+        "metadata": {"name": "p"},
         "spec": {
             "containers": [container],
             "ephemeralContainers": [{"name": "debug"}],
-            "hostUsers": false, "hostnameOverride": "x",
             "os": {"name": "windows"},
             "resourceClaims": [{"name": "x"}], "resources": {"claims": [{"name": "x"}]}, "runtimeClassName": "x",
             "securityContext": {
-                "appArmorProfile": {"type": "RuntimeDefault"}, "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
+                "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
             },
             "volumes": volumes,
         },

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{
     Container, EnvFromSource, EnvVar, EnvVarSource, ResourceRequirements, SecurityContext, VolumeDevice, VolumeMount,
 };
 
-use super::{Issues, any, has_labels};
+use super::{Issues, NO_LABELS, any, has_labels};
 
 /// Resources a container may be limited in.
 fn is_enforced(resource: &str) -> bool {
@@ -103,33 +103,21 @@ fn check_resources(resources: &ResourceRequirements, path: &str, issues: &mut Is
 
 fn check_security(context: &SecurityContext, path: &str, issues: &mut Issues) {
     let SecurityContext {
-        app_armor_profile,
-        proc_mount,
         se_linux_options,
         windows_options,
-        // Honoured.
+        // Honoured; AppArmor at admission, by what the kernel has.
+        app_armor_profile: _,
         allow_privilege_escalation: _,
         capabilities: _,
         privileged: _,
+        proc_mount: _,
         read_only_root_filesystem: _,
         run_as_group: _,
         run_as_non_root: _,
         run_as_user: _,
         seccomp_profile: _,
     } = context;
-    if app_armor_profile.as_ref().is_some_and(|profile| profile.type_ != "Unconfined") {
-        issues.refuse(format!("{path}.appArmorProfile"), "AppArmor profiles are not supported yet");
-    }
-    issues.refuse_if(
-        proc_mount.as_deref() == Some("Unmasked"),
-        format!("{path}.procMount"),
-        "Unmasked needs hostUsers: false, and user namespaces are not supported yet",
-    );
-    issues.refuse_if(
-        se_linux_options.as_ref().is_some_and(has_labels),
-        format!("{path}.seLinuxOptions"),
-        "SELinux labels are not supported yet",
-    );
+    issues.refuse_if(se_linux_options.as_ref().is_some_and(has_labels), format!("{path}.seLinuxOptions"), NO_LABELS);
     if windows_options.is_some() {
         issues.warn(format!("{path}.windowsOptions"), "has no meaning on this node");
     }

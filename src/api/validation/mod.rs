@@ -8,6 +8,8 @@ use std::fmt;
 
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
+use crate::api::app_armor;
+
 mod container;
 mod content;
 mod env;
@@ -168,6 +170,22 @@ pub fn validate_pod_update(pod: &Pod) -> Vec<FieldError> {
     errors.0
 }
 
+/// The annotations that were there before `appArmorProfile`; upstream's node agent still reads them.
+fn app_armor_annotations(pod: &Pod, errors: &mut Errors) {
+    let spec = pod.spec.as_ref();
+    let names = || spec.into_iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers));
+    for (key, value) in pod.metadata.annotations.iter().flatten() {
+        let Some(container) = key.strip_prefix(app_armor::ANNOTATION) else { continue };
+        let path = format!("metadata.annotations[{key}]");
+        if !names().any(|known| known.name == container) {
+            errors.push(FieldError::invalid(&path, container, "container not found"));
+        }
+        if !value.is_empty() && app_armor::Profile::of_annotation(value).is_none() {
+            errors.push(FieldError::invalid(&path, value, format!("invalid AppArmor profile name: {value:?}")));
+        }
+    }
+}
+
 fn metadata(pod: &Pod, errors: &mut Errors) {
     let metadata = &pod.metadata;
     match metadata.name.as_deref().unwrap_or_default() {
@@ -179,6 +197,7 @@ fn metadata(pod: &Pod, errors: &mut Errors) {
         namespace => errors.check("metadata.namespace", namespace, names::label(namespace)),
     }
     annotations_and_labels(metadata, errors);
+    app_armor_annotations(pod, errors);
 }
 
 fn annotations_and_labels(metadata: &ObjectMeta, errors: &mut Errors) {

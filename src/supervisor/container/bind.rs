@@ -26,8 +26,13 @@ pub(super) struct Source {
     pub(super) is_proc: bool,
 }
 
-/// Opens `path` (and `sub_path` within it) on the host and makes the detached mount.
-pub(super) fn open(spec: &MountSpec, path: &Path, sub_path: Option<&Path>) -> Result<Source, Failure> {
+/// Opens `path` (and `sub_path` within it) on the host and makes the detached mount, mapped to `users`.
+pub(super) fn open(
+    spec: &MountSpec,
+    path: &Path,
+    sub_path: Option<&Path>,
+    users: Option<BorrowedFd<'_>>,
+) -> Result<Source, Failure> {
     // Intermediate and final links of the host are followed, as hostPath promises; the links of /proc that jump into
     // other processes' roots are not.
     let mut place = openat2(mount::here(), path, purpose::PLACE, 0, Scope::NoMagicLinks)
@@ -41,7 +46,25 @@ pub(super) fn open(spec: &MountSpec, path: &Path, sub_path: Option<&Path>) -> Re
     require_propagation(place.as_fd(), path, spec)?;
     let tree = mount::clone_tree(place.as_fd(), true).step(step)?;
     apply(tree.as_fd(), spec).step(|| format!("set the flags of {}", spec.target.display()))?;
+    if let Some(users) = users {
+        map(tree.as_fd(), users, spec, path)?;
+    }
     Ok(Source { tree, is_directory, is_proc })
+}
+
+/// Maps owners to the pod's user namespace: of all mounts of the tree, or where one beneath cannot be mapped of the top
+/// one, as upstream. (Whatever is not mapped belongs to nobody inside.)
+fn map(tree: BorrowedFd<'_>, users: BorrowedFd<'_>, spec: &MountSpec, path: &Path) -> Result<(), Failure> {
+    let mapped = mount::set_id_map(tree, true, users).or_else(|_| mount::set_id_map(tree, false, users));
+    let what = spec.volume.as_ref().map_or_else(String::new, |name| format!("volume {name:?}, "));
+    let step = || format!("map the owners of {what}{} on {}", path.display(), spec.target.display());
+    mapped.step(step).map_err(|failure| {
+        let is_unknown = failure.source.as_ref().is_some_and(|source| source.kind() == io::ErrorKind::InvalidInput);
+        let message = is_unknown.then(|| {
+            "its file system does not support idmapped mounts, which a pod with hostUsers: false needs".to_owned()
+        });
+        Failure { message, ..failure }
+    })
 }
 
 /// Events can only be passed on where the host's mount passes them on: anything else would silently be a private mount

@@ -37,8 +37,8 @@ pub(super) fn join(placement: &CgroupPlacement) -> Result<(), Failure> {
 /// A container's own directory in one hierarchy, as a detached mount.
 pub(super) struct Leaf {
     /// Name of the hierarchy under /sys/fs/cgroup: `memory`, `cpu,cpuacct`, `unified`.
-    name: OsString,
-    tree: OwnedFd,
+    pub(super) name: OsString,
+    pub(super) tree: OwnedFd,
 }
 
 /// Opens the leaf of every hierarchy on the host's side. Beyond `attributes` they never allow programs or devices.

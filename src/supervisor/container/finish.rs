@@ -12,12 +12,16 @@ use std::{
 use super::{
     ChildStdio, cgroup,
     command::Command,
-    error::{Failure, Step},
+    error::{Failure, Reason, Step},
+    label::Label,
     status::Reporter,
     user::Identity,
 };
 use crate::{
-    supervisor::spec::{CgroupPlacement, LaunchSpec},
+    supervisor::{
+        spec::{CgroupPlacement, LaunchSpec, StartError},
+        user_namespace,
+    },
     sys::{
         caps::{self, SYS_ADMIN, Sets},
         exec, ids, mount,
@@ -32,7 +36,8 @@ use crate::{
 /// SIGKILL: nothing of a container outlives its supervisor.
 const DEATH_SIGNAL: i32 = 9;
 
-/// The first steps of the child, in the host's view of things.
+/// The first steps of the child, in the host's view of things. With `users` it is about to enter a user namespace, in
+/// which some of them could not be done any more.
 pub(super) fn begin(
     spec: &LaunchSpec,
     placement: &CgroupPlacement,
@@ -47,6 +52,10 @@ pub(super) fn begin(
     if let ChildStdio::Pipes { stdin, stdout, stderr } = &stdio {
         exec::set_standard_streams([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
             .step(|| "set up the standard streams")?;
+        // Inside, the host's root is nobody, and what belongs to it cannot be given away.
+        if let Some(users) = spec.users {
+            own_standard_streams(users.first, Some(users.first), false)?;
+        }
     }
     // Their numbers are closed with everything else of the supervisor's that a fork copies (CVE-2024-21626); from here
     // on this process holds what `keep` names and what it opens itself.
@@ -59,11 +68,16 @@ pub(super) fn begin(
 
     // A weight for the OOM killer, written through the host's /proc while that is what /proc is.
     adjust_oom_score(spec.oom_score_adj, reporter)?;
+    if spec.users.is_some() {
+        set_limits(spec, reporter)?;
+    }
 
     // Version 1 cgroups are joined one by one, before the cgroup namespace takes the present ones as its roots.
-    cgroup::join(placement)?;
+    cgroup::join(placement)
+}
 
-    // A session without a terminal, and no key of whoever started the agent.
+/// The first steps as a process of its own: a session without a terminal, and no key of whoever started the agent.
+pub(super) fn start_session() -> Result<(), Failure> {
     session::start().step(|| "start a session")?;
     match session::join_new_keyring() {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
@@ -73,8 +87,16 @@ pub(super) fn begin(
     Ok(())
 }
 
+/// From the host's root, who is nobody in the user namespace just entered, to the root of that. The kernel forgets then
+/// what was asked of it for this process.
+pub(super) fn become_root_inside(reporter: &Reporter) -> Result<(), Failure> {
+    user_namespace::become_root().step(|| "become root of the pod's user namespace")?;
+    process::set_dumpable(false).step(|| "become undumpable")?;
+    die_with_supervisor(reporter)
+}
+
 /// Asks for SIGKILL at the supervisor's end, and fails if that has come already: nobody reads the status pipe then.
-fn die_with_supervisor(reporter: &Reporter) -> Result<(), Failure> {
+pub(super) fn die_with_supervisor(reporter: &Reporter) -> Result<(), Failure> {
     let step = || "die with the supervisor";
     process::set_parent_death_signal(DEATH_SIGNAL).step(step)?;
     if exec::is_broken(reporter.as_fd()).step(step)? {
@@ -107,18 +129,21 @@ pub(super) struct Program<'a> {
     pub(super) identity: Identity,
     /// The working directory and its path for messages.
     pub(super) directory: (OwnedFd, &'a Path),
+    /// The AppArmor profile it gets.
+    pub(super) label: Option<Label<'a>>,
     /// The standard streams are a terminal made for this process.
     pub(super) has_own_terminal: bool,
 }
 
 /// The last steps: from the supervisor's privileges inside the container to its program.
-pub(super) fn execute(program: &Program<'_>, reporter: &mut Reporter) -> Result<Infallible, Failure> {
-    let Program { spec, command, identity, directory: (directory, directory_path), has_own_terminal } = program;
+pub(super) fn execute(program: Program<'_>, reporter: &mut Reporter) -> Result<Infallible, Failure> {
+    let Program { spec, command, identity, directory: (directory, directory_path), label, has_own_terminal } = program;
     let filter = (!spec.seccomp.is_empty()).then(|| Filter::new(&spec.seccomp));
     node::set_umask(0o022);
+    require_mapped(spec, &identity)?;
 
     // The user must be able to open what it already has: /dev/stdout is a link to the open pipe.
-    own_standard_streams(identity.uid, *has_own_terminal)?;
+    own_standard_streams(identity.uid, None, has_own_terminal)?;
 
     // As root first: a directory that the user may not enter by its path is still one it may be started in.
     let entered = match node::change_directory(directory.as_fd()) {
@@ -132,7 +157,9 @@ pub(super) fn execute(program: &Program<'_>, reporter: &mut Reporter) -> Result<
     }
 
     // Limits, while those that may raise them are still permitted.
-    set_limits(spec, reporter)?;
+    if spec.users.is_none() {
+        set_limits(spec, reporter)?;
+    }
 
     // The bounding set is dropped while CAP_SETPCAP is in force; it is what root gets back at execve.
     let available = caps::get().step(|| "read capabilities")?.permitted;
@@ -164,6 +191,9 @@ pub(super) fn execute(program: &Program<'_>, reporter: &mut Reporter) -> Result<
         return Err(Failure::refused(format!("change to {}", directory_path.display()), message));
     }
 
+    if let Some(mut label) = label {
+        label.apply()?;
+    }
     exec::reset_signals();
     exec::close_others_on_exec().step(|| "close descriptors on exec")?;
 
@@ -185,15 +215,29 @@ pub(super) fn execute(program: &Program<'_>, reporter: &mut Reporter) -> Result<
     Err(command.execute())
 }
 
+/// An id that the pod's user namespace does not have would only be an invalid argument to the kernel.
+fn require_mapped(spec: &LaunchSpec, identity: &Identity) -> Result<(), Failure> {
+    let Some(users) = spec.users else { return Ok(()) };
+    let ids = [("user", identity.uid), ("group", identity.gid)];
+    let groups = identity.groups.iter().map(|group| ("supplementary group", *group));
+    match ids.into_iter().chain(groups).find(|(_, id)| *id >= users.count) {
+        None => Ok(()),
+        Some((kind, id)) => {
+            let message = format!("{kind} {id} is not in the pod's user namespace, which has {} ids", users.count);
+            Err(Failure::refused(StartError::USER, message).because(Reason::Create))
+        }
+    }
+}
+
 /// Gives pipes, sockets and a terminal made for it to the user. Files and devices, the terminal of someone who calls
 /// exec among them, are not ours to give.
-fn own_standard_streams(uid: u32, has_own_terminal: bool) -> Result<(), Failure> {
+fn own_standard_streams(uid: u32, gid: Option<u32>, has_own_terminal: bool) -> Result<(), Failure> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
         let step = || "give the standard streams to the user";
         let status = node::status(stream).step(step)?;
         if status.uid != uid && (has_own_terminal || matches!(status.kind, Kind::Fifo | Kind::Socket)) {
-            match node::change_owner(stream, Some(uid), None) {
+            match node::change_owner(stream, Some(uid), gid) {
                 // A pipe of whoever called exec, which may be of a kind that has no owner to change.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
                 changed => changed.step(step)?,

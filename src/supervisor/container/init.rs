@@ -11,7 +11,10 @@ use super::{
     console, devices,
     error::{Failure, Step},
     finish::{self, Program},
-    masks, mounts, rootfs,
+    label::{self, Label},
+    masks,
+    mounts::{self, HostPart},
+    rootfs,
     status::Reporter,
     target::{self, Missing},
     user::{self, Files},
@@ -25,6 +28,18 @@ use crate::{
     },
 };
 
+/// What a container is built from.
+pub(super) struct Parts<'a> {
+    /// Its root: a mount in its mount namespace.
+    pub(super) root: OwnedFd,
+    /// What each of its mounts needs from the host.
+    pub(super) host: Vec<HostPart>,
+    /// The null device, if anything is to be covered with it.
+    pub(super) null: Option<OwnedFd>,
+    /// The AppArmor profile of its program.
+    pub(super) label: Option<Label<'a>>,
+}
+
 /// Runs in the child, which has its own mount namespace and is where it belongs among PID namespaces and in the
 /// unified cgroup hierarchy. `console` is where the master of a terminal goes, `gate` what the program waits for.
 pub(super) fn run(
@@ -36,6 +51,8 @@ pub(super) fn run(
     reporter.stage("clone");
     let keep: Vec<BorrowedFd<'_>> = console.iter().map(AsFd::as_fd).chain(gate).collect();
     finish::begin(spec, &spec.cgroup, stdio, &keep, reporter)?;
+    finish::start_session()?;
+    let label = label::open(spec)?;
 
     // The cgroups just joined become the roots of the container's view.
     if spec.new_cgroup_ns {
@@ -46,13 +63,23 @@ pub(super) fn run(
     // All that is wanted from the host is opened through the host's root, while mounts still belong to the groups
     // that their propagation is to follow.
     let null = if spec.masked_paths.is_empty() { None } else { Some(masks::open_null()?) };
-    let host_parts = mounts::open_host_parts(spec)?;
+    let host = mounts::open_host_parts(spec, None)?;
 
     // From here on no mount of ours reaches the host.
     mount::make_all_slave().step(|| "make all mounts slaves")?;
     let root = rootfs::mount_overlay(&spec.rootfs)?;
     reporter.stage("rootfs");
+    build(spec, Parts { root, host, null, label }, (console, gate), reporter)
+}
 
+/// From a root and what is to be mounted in it to the program.
+pub(super) fn build(
+    spec: &LaunchSpec,
+    parts: Parts<'_>,
+    (console, gate): (Option<OwnedFd>, Option<BorrowedFd<'_>>),
+    reporter: &mut Reporter,
+) -> Result<Infallible, Failure> {
+    let Parts { root, host: host_parts, null, label } = parts;
     // In order; each may lie within an earlier one.
     for (mount, host_part) in spec.mounts.iter().zip(host_parts) {
         mounts::attach(root.as_fd(), mount, host_part)?;
@@ -100,6 +127,6 @@ pub(super) fn run(
         exec::wait_for_byte(gate).step(|| "wait for the word to go")?;
     }
 
-    let program = Program { spec, command, identity, directory: (directory, &spec.cwd), has_own_terminal };
-    finish::execute(&program, reporter)
+    let program = Program { spec, command, identity, directory: (directory, &spec.cwd), label, has_own_terminal };
+    finish::execute(program, reporter)
 }

@@ -12,6 +12,7 @@ use super::{
     console,
     error::{Failure, Step},
     finish::{self, Program},
+    label,
     status::Reporter,
     target,
     user::{self, Files},
@@ -36,6 +37,12 @@ pub(super) struct Joined<'a> {
     pub(super) placement: &'a CgroupPlacement,
 }
 
+/// The namespaces to join, beside that of PIDs.
+pub(super) fn kinds(launch: &LaunchSpec) -> i32 {
+    let users = if launch.users.is_some() { namespace::USER } else { 0 };
+    namespace::MOUNT | namespace::CGROUP | namespace::IPC | namespace::NET | namespace::UTS | users
+}
+
 /// Runs in the child, which was born in the container's PID namespace and in the unified cgroup of its placement.
 pub(super) fn run(
     spec: &ExecSpec,
@@ -48,12 +55,19 @@ pub(super) fn run(
     reporter.stage("clone");
     let keep: Vec<BorrowedFd<'_>> = console.iter().map(AsFd::as_fd).chain([init]).collect();
     finish::begin(launch, placement, stdio, &keep, reporter)?;
+    if launch.users.is_none() {
+        finish::start_session()?;
+    }
+    let label = label::open(launch)?;
     reporter.stage("cgroup");
 
     // All namespaces in one step: there is no moment with one foot outside. Root and working directory are then the
     // container's root.
-    let kinds = namespace::MOUNT | namespace::CGROUP | namespace::IPC | namespace::NET | namespace::UTS;
-    session::join(init, kinds).step(|| format!("join container {}", launch.container))?;
+    session::join(init, kinds(launch)).step(|| format!("join container {}", launch.container))?;
+    if launch.users.is_some() {
+        finish::become_root_inside(reporter)?;
+        finish::start_session()?;
+    }
     let root = mount::open_place(Path::new("/")).step(|| "open the container's root")?;
     reporter.stage("rootfs");
 
@@ -73,9 +87,15 @@ pub(super) fn run(
     let command = Command::new(&spec.args, &environment(spec, launch), &identity.home)?;
     reporter.stage("user");
 
-    let program =
-        Program { spec: launch, command, identity, directory: (directory, path), has_own_terminal: console.is_some() };
-    finish::execute(&program, reporter)
+    let program = Program {
+        spec: launch,
+        command,
+        identity,
+        directory: (directory, path),
+        label,
+        has_own_terminal: console.is_some(),
+    };
+    finish::execute(program, reporter)
 }
 
 /// The container's variables, those of the exec instead or added, and what a terminal is expected to be.

@@ -24,11 +24,14 @@ mod devices;
 mod error;
 mod finish;
 mod init;
+mod inside;
 mod join;
+mod label;
 mod masks;
 mod mounts;
 mod parent;
 mod passwd;
+mod provide;
 mod reaper;
 mod rootfs;
 mod status;
@@ -68,6 +71,8 @@ pub struct LaunchContext<'a> {
     pub pause: Option<BorrowedFd<'a>>,
     /// pidfd of the targeted container's first process, for `PidMode::Target`.
     pub target: Option<BorrowedFd<'a>>,
+    /// The pod's user namespace, unless that is the host's.
+    pub users: Option<BorrowedFd<'a>>,
     /// The supervisor's own PID namespace (`/proc/self/ns/pid`), to return to after a clone into another one.
     pub own_pid_ns: BorrowedFd<'a>,
     /// When the request arrived: stages are counted from here.

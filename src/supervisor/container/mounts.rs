@@ -34,10 +34,12 @@ pub(super) enum HostPart {
     Leaves(Vec<Leaf>),
 }
 
-/// Opens the host's part of every mount, in order.
-pub(super) fn open_host_parts(spec: &LaunchSpec) -> Result<Vec<HostPart>, Failure> {
+/// Opens the host's part of every mount, in order. With `users` binds show their files as that user namespace has them.
+pub(super) fn open_host_parts(spec: &LaunchSpec, users: Option<BorrowedFd<'_>>) -> Result<Vec<HostPart>, Failure> {
     let open = |mount: &MountSpec| match &mount.kind {
-        MountKind::Bind { source, sub_path } => bind::open(mount, source, sub_path.as_deref()).map(HostPart::Source),
+        MountKind::Bind { source, sub_path } => {
+            bind::open(mount, source, sub_path.as_deref(), users).map(HostPart::Source)
+        }
         MountKind::Cgroup if !spec.cgroup.v1.is_empty() => {
             cgroup::open_leaves(&spec.cgroup, bind::attributes(mount)).map(HostPart::Leaves)
         }

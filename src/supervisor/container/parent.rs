@@ -11,7 +11,7 @@ use std::{
 use super::{
     ChildStdio, LaunchContext, Spawned,
     error::{Failure, Step},
-    init,
+    init, inside,
     join::{self, Joined},
     reaper,
     status::Reporter,
@@ -37,6 +37,9 @@ const KILL: i32 = 9;
 /// # Errors
 /// No child was made: a descriptor, PID namespace or cgroup could not be had.
 pub fn spawn(spec: &LaunchSpec, stdio: ChildStdio, context: &LaunchContext<'_>) -> Result<Spawned, StartError> {
+    if let Some(users) = context.users {
+        return inside::spawn(spec, stdio, users, context);
+    }
     let (namespaces, joined) = match &spec.pid {
         PidMode::Container => (flags::NEWNS | flags::NEWPID, None),
         PidMode::Host => (flags::NEWNS, None),
@@ -76,11 +79,13 @@ pub fn exec(
     let cgroup = placement.unified.as_deref().map(open_cgroup).transpose()?;
     let place = Place { namespaces: 0, cgroup: None, joined };
     clone_into(&place, stdio, context, |stdio, console, reporter| {
-        reaper::run(init, cgroup.as_ref().map(AsFd::as_fd), reporter, |reporter| program(stdio, console, reporter))
+        reaper::run((init, join::kinds(launch)), cgroup.as_ref().map(AsFd::as_fd), reporter, |reporter| {
+            program(stdio, console, reporter)
+        })
     })
 }
 
-fn open_cgroup(path: &Path) -> Result<OwnedFd, Failure> {
+pub(super) fn open_cgroup(path: &Path) -> Result<OwnedFd, Failure> {
     openat2(mount::here(), path, purpose::DIRECTORY, 0, Scope::NoMagicLinks)
         .step(|| format!("open cgroup {}", path.display()))
 }
@@ -147,7 +152,7 @@ pub(super) fn fail(result: Result<Infallible, Failure>, reporter: &mut Reporter)
 }
 
 /// Clones with another process's PID namespace as that of the child, and comes back.
-fn clone_in_pid_namespace(
+pub(super) fn clone_in_pid_namespace(
     process: Option<BorrowedFd<'_>>,
     name: &str,
     own: BorrowedFd<'_>,

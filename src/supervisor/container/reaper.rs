@@ -16,8 +16,7 @@ use crate::sys::{
     caps::{self, Sets},
     exec, ids, pidfd,
     process::{self, clone_running},
-    session::{self, namespace},
-    signal,
+    session, signal,
 };
 
 /// Says that everything in the exec's cgroup has been killed: all of it is waited for, not only the exec itself. The
@@ -31,9 +30,9 @@ const USER: u32 = 65_535;
 const KILL: i32 = 9;
 
 /// Runs in the child that was born in the PID namespace: makes `program` its own child, in `cgroup`, and ends with its
-/// code. Returns only when there is no such child.
+/// code. Returns only when there is no such child. `kinds` are the namespaces of the container's first process to join.
 pub(super) fn run(
-    init: BorrowedFd<'_>,
+    (init, kinds): (BorrowedFd<'_>, i32),
     cgroup: Option<BorrowedFd<'_>>,
     reporter: &mut Reporter,
     program: impl FnOnce(&mut Reporter) -> Result<Infallible, Failure>,
@@ -48,7 +47,7 @@ pub(super) fn run(
     .step(|| "clone")?;
     let pid = child.pid;
     // The status pipe and the standard streams are the program's alone. (Owners of closed numbers are never dropped here.)
-    let confined = exec::close_all_but(&[init]).and_then(|()| confine(init));
+    let confined = exec::close_all_but(&[init]).and_then(|()| confine(init, kinds));
     std::mem::forget(child);
     if confined.is_err() {
         // The container has ended, or is about to. A copy of the supervisor must not stay in there as it is.
@@ -58,9 +57,9 @@ pub(super) fn run(
 }
 
 /// What the supervisor may do is of no use here; what can be reached from here is what the container has.
-fn confine(init: BorrowedFd<'_>) -> std::io::Result<()> {
+fn confine(init: BorrowedFd<'_>, kinds: i32) -> std::io::Result<()> {
     process::set_name(c"berth-exec");
-    session::join(init, namespace::MOUNT | namespace::CGROUP | namespace::IPC | namespace::NET | namespace::UTS)?;
+    session::join(init, kinds)?;
     exec::close_all_but(&[])?;
     caps::set_no_new_privileges()?;
     // Nobody, as the pod's own process 1: a container that may trace could act as whoever this is. From root to another

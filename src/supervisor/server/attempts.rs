@@ -107,6 +107,7 @@ impl Server {
         LaunchContext {
             pause: self.sandbox.pause.as_ref().map(|pause| pause.pidfd.as_fd()),
             target: None,
+            users: self.sandbox.users.as_ref().map(AsFd::as_fd),
             own_pid_ns: self.pid_namespace.as_fd(),
             received,
             gate: None,
