@@ -83,8 +83,9 @@ fn each_reason_is_given_in_upstreams_words() {
     case("class", "FailedCreatePodSandBox", "runtimeclass.node.k8s.io \"gone\" not found", &|pod| {
         pod["spec"]["runtimeClassName"] = json!("gone");
     });
-    case("field", "UnsupportedField", "spec.volumes[0].nfs", &|pod| {
-        pod["spec"]["volumes"] = json!([{ "name": "v", "nfs": { "server": "x", "path": "/" } }]);
+    case("field", "UnsupportedField", "spec.volumes[0].iscsi", &|pod| {
+        let iscsi = json!({ "targetPortal": "192.0.2.1:3260", "iqn": "iqn.2026-01.com.example:disk", "lun": 0 });
+        pod["spec"]["volumes"] = json!([{ "name": "v", "iscsi": iscsi }]);
     });
     first.apply("second.json", &fixtures::pod("second", "exec sleep 1000"));
     first.ready("second");

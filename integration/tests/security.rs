@@ -262,7 +262,7 @@ fn a_confinement_that_the_kernel_lacks_is_refused_aloud() {
         for name in ["default", "local", "annotated"] {
             let pod = agent.until(name, "rejected", |pod| pod["status"]["phase"] == "Failed");
             assert_eq!(pod["status"]["reason"], "AppArmor");
-            let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+            let message = "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host";
             assert_eq!(pod["status"]["message"], message);
         }
     } else {

@@ -134,11 +134,9 @@ fn check_spec(spec: &PodSpec, issues: &mut Issues) {
     for (index, container) in containers.iter().enumerate() {
         container::check(container, &format!("spec.containers[{index}]"), issues);
     }
-    issues.refuse_if(
-        any(ephemeral_containers),
-        "spec.ephemeralContainers",
-        "ephemeral containers are not supported yet",
-    );
+    for (index, container) in ephemeral_containers.iter().flatten().enumerate() {
+        container::check_ephemeral(container, &format!("spec.ephemeralContainers[{index}]"), issues);
+    }
     issues.refuse_if(any(resource_claims), "spec.resourceClaims", "resource claims are not supported yet");
     // Honoured by the pod's cgroup and by those of containers without limits of their own.
     if let Some(ResourceRequirements { claims, limits: _, requests: _ }) = resources {
@@ -255,7 +253,11 @@ mod tests {
     #[test]
     fn what_is_not_honoured_is_named_by_its_path() {
         let cases: &[(&str, Value, &str)] = &[
-            ("/spec/ephemeralContainers", json!([{"name": "debug"}]), "spec.ephemeralContainers"),
+            (
+                "/spec/ephemeralContainers",
+                json!([{"name": "debug", "securityContext": {"seLinuxOptions": {"level": "s0"}}}]),
+                "spec.ephemeralContainers[0].securityContext.seLinuxOptions",
+            ),
             ("/spec/resourceClaims", json!([{"name": "x"}]), "spec.resourceClaims"),
             ("/spec/resources", json!({"claims": [{"name": "x"}]}), "spec.resources.claims"),
             ("/spec/securityContext/seLinuxOptions", json!({"level": "s0"}), "spec.securityContext.seLinuxOptions"),

@@ -149,7 +149,11 @@ impl Actor {
             if plan.going_down {
                 self.memory.down_since.get_or_insert(now);
             }
-            self.publish(plan.status, &stages, std::mem::take(&mut changes.unreported));
+            // A verdict is durable before it is announced.
+            let mut recording = plan.actions.iter().chain(&self.memory.in_flight);
+            if !recording.any(|action| matches!(action, Action::RecordVerdict(_))) {
+                self.publish(plan.status, &stages, std::mem::take(&mut changes.unreported));
+            }
             if self.observed.forgotten {
                 // A pull that nobody waits for any more is the only thing that can be under way here.
                 running.abort_all();

@@ -52,7 +52,7 @@ fn pods() -> Vec<Value> {
         "metadata": {"name": "p"},
         "spec": {
             "containers": [container],
-            "ephemeralContainers": [{"name": "debug"}],
+            "ephemeralContainers": [{"name": "debug", "securityContext": {"seLinuxOptions": {"level": "s0"}}}],
             "os": {"name": "windows"},
             "resourceClaims": [{"name": "x"}], "resources": {"claims": [{"name": "x"}]}, "runtimeClassName": "x",
             "securityContext": {

@@ -1,7 +1,8 @@
 //! The fields of a container.
 
 use k8s_openapi::api::core::v1::{
-    Container, EnvFromSource, EnvVar, EnvVarSource, ResourceRequirements, SecurityContext, VolumeDevice, VolumeMount,
+    Container, EnvFromSource, EnvVar, EnvVarSource, EphemeralContainer, ResourceRequirements, SecurityContext,
+    VolumeDevice, VolumeMount,
 };
 
 use super::{Issues, NO_LABELS, any, has_labels};
@@ -98,6 +99,44 @@ fn check_resources(resources: &ResourceRequirements, path: &str, issues: &mut Is
             let field = format!("{path}.resources.requests[{name}]");
             issues.refuse(field, "no device plugin on this node offers such a resource");
         }
+    }
+}
+
+/// An ephemeral container. What it may not have at all (ports, probes, hooks, resources) is a matter of validation.
+pub(super) fn check_ephemeral(container: &EphemeralContainer, path: &str, issues: &mut Issues) {
+    let EphemeralContainer {
+        args: _,
+        command: _,
+        env,
+        env_from: _,
+        image: _,
+        image_pull_policy: _,
+        lifecycle: _,
+        liveness_probe: _,
+        name: _,
+        ports: _,
+        readiness_probe: _,
+        resize_policy: _,
+        resources: _,
+        restart_policy: _,
+        restart_policy_rules: _,
+        security_context,
+        startup_probe: _,
+        stdin: _,
+        stdin_once: _,
+        target_container_name: _,
+        termination_message_path: _,
+        termination_message_policy: _,
+        tty: _,
+        volume_devices: _,
+        volume_mounts: _,
+        working_dir: _,
+    } = container;
+    for variable in env.iter().flatten() {
+        check_variable(variable);
+    }
+    if let Some(context) = security_context {
+        check_security(context, &format!("{path}.securityContext"), issues);
     }
 }
 
