@@ -142,8 +142,9 @@ pub struct Update {
     pub uid: String,
     /// What is to change.
     pub change: Change,
-    /// The pod as it will be, once it is decided; it counts when a report has its generation.
-    pub answer: oneshot::Sender<Result<Arc<Pod>, NodeError>>,
+    /// The pod as it will be, once it is decided, and whether a change of its resources waits for room; it counts when a
+    /// report has its generation, and says so.
+    pub answer: oneshot::Sender<Result<(Arc<Pod>, bool), NodeError>>,
 }
 
 /// The manager.

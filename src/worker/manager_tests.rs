@@ -358,7 +358,7 @@ impl Rig {
         let (answer, decided) = tokio::sync::oneshot::channel();
         self.manager.update(Update { uid: uid.to_owned(), change, answer });
         settle().await;
-        decided.await.unwrap()
+        decided.await.unwrap().map(|(pod, _)| pod)
     }
 
     /// The condition `PodResizePending` of a pod.

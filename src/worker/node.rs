@@ -210,11 +210,14 @@ impl Node for RunningNode {
             let (answer, decided) = oneshot::channel();
             let stopping = || NodeError::Conflict("the agent is stopping".to_owned());
             self.updates.send(Update { uid, change, answer }).await.map_err(|_| stopping())?;
-            let pod = decided.await.map_err(|_| stopping())??;
+            let (pod, waits) = decided.await.map_err(|_| stopping())??;
             // The actor goes by the pod, and reports it, when it is durable.
             let durable = reports.wait_for(|report| {
                 let generation = report.as_ref().and_then(|report| report.pod.metadata.generation);
+                let status = report.as_ref().and_then(|report| report.pod.status.as_ref());
+                let mut conditions = status.into_iter().flat_map(|status| status.conditions.iter().flatten());
                 generation >= pod.metadata.generation
+                    && (!waits || conditions.any(|condition| condition.type_ == "PodResizePending"))
             });
             match tokio::time::timeout(RECORDED, durable).await {
                 Ok(Ok(report)) => Ok(report.as_ref().map_or_else(|| Pod::clone(&pod), |report| report.pod.clone())),

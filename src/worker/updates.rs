@@ -34,7 +34,8 @@ impl Manager {
         let _ = answer.send(self.change(&uid, &change));
     }
 
-    fn change(&mut self, uid: &str, change: &Change) -> Result<Arc<Pod>, NodeError> {
+    /// The pod as it is to be, and whether a change of its resources has to wait.
+    fn change(&mut self, uid: &str, change: &Change) -> Result<(Arc<Pod>, bool), NodeError> {
         let running = self.running.get(uid).ok_or_else(|| NodeError::NotFound(format!("pod {uid}")))?;
         if running.wanted.borrow().terminate.is_some() {
             return Err(NodeError::Conflict(format!("pod {} is being removed", running.full_name)));
@@ -63,7 +64,8 @@ impl Manager {
         let sourced = running.record.sourced.clone();
         let pod = self.accept(uid, new, sourced).unwrap_or(old);
         self.tell_hosts();
-        Ok(pod)
+        let waits = self.running.get(uid).is_some_and(|running| running.wanted.borrow().resize.is_some());
+        Ok((pod, waits))
     }
 
     /// Takes up what a source says of a pod that runs, if that has changed.

@@ -97,7 +97,7 @@ fn look() -> Value {
         "directory": std::env::current_dir().map(|path| path.display().to_string()).unwrap_or_default(),
         "umask": format!("{:03o}", umask.bits()),
         "hostname": nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
-        "files": of(["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"], |path| text(path)),
+        "files": of(["/etc/resolv.conf", "/etc/hosts", "/etc/hostname"], text),
         "devices": devices(Path::new("/dev")),
         "masked": of(MASKED, |path| readable(Path::new(path)).into()),
         "writable": of(READ_ONLY, |path| writable(Path::new(path)).into()),
