@@ -284,6 +284,44 @@ fn sandbox_child(agent: &Agent, pod: &str) -> Option<i64> {
 
 #[test]
 #[ignore = "rootful: run by make test with --include-ignored"]
+fn objects_and_probes_reach_a_pod_in_a_user_namespace() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let map =
+        json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "map" }, "data": { "key": "one" } });
+    let secret = json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "secret" }, "stringData": { "key": "two" } });
+    agent.apply("map.json", &map.to_string());
+    agent.apply("secret.json", &secret.to_string());
+    let probe = |script: &str| json!({ "exec": { "command": ["sh", "-c", script] }, "periodSeconds": 1 });
+    let mounts = json!([
+        { "name": "map", "mountPath": "/map" }, { "name": "secret", "mountPath": "/secret" },
+        { "name": "all", "mountPath": "/all" }, { "name": "scratch", "mountPath": "/scratch" },
+    ]);
+    let spec = json!({
+        "hostUsers": false,
+        "securityContext": { "runAsUser": 1000, "fsGroup": 3000 },
+        "volumes": [
+            { "name": "map", "configMap": { "name": "map" } },
+            { "name": "secret", "secret": { "secretName": "secret", "defaultMode": 0o440 } },
+            { "name": "all", "projected": { "sources": [{ "downwardAPI": { "items": [
+                { "path": "name", "fieldRef": { "fieldPath": "metadata.name" } }] } }] } },
+            { "name": "scratch", "emptyDir": {} },
+        ],
+        "containers": [container("app", WAIT, json!({
+            "volumeMounts": mounts,
+            "startupProbe": probe("echo started >/scratch/started"),
+            "readinessProbe": probe("[ $(id -u) = 1000 ] && [ $(cat /map/key) = one ] && [ $(cat /secret/key) = two ]"),
+        }))],
+    });
+    apply(&agent, "served", spec);
+    let pod = ready(&agent, "served");
+    assert_ne!(range(&agent, &pod).0, 0);
+    let seen = exec(&agent, &pod, "cat /scratch/started /all/name; echo; stat -Lc '%u:%g %a' /map/key /secret/key");
+    assert_eq!(seen, format!("started\n{pod}\n0:3000 644\n0:3000 440\n"));
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
 fn ids_can_be_more_and_ends_are_told() {
     let place = place();
     let config = berth_integration::help::config(&place, "userNamespaces: { idsPerPod: 131072 }", "");

@@ -86,7 +86,7 @@ pub fn begun(pod: &Pod, action: &Action, memory: &Memory, observed: &ObservedPod
         Action::RunHook { container, attempt, hook: Hook::PreStop } | Action::StopContainer { container, attempt }
             if !announced(container, *attempt) && memory.failure_of(action).is_none() =>
         {
-            Some(killing(pod, observed, container))
+            Some(killing(pod, memory, observed, container))
         }
         Action::KillContainer { container, attempt } => {
             let killed = memory.killed.get(container).is_some_and(|(number, _)| number == attempt);
@@ -96,7 +96,9 @@ pub fn begun(pod: &Pod, action: &Action, memory: &Memory, observed: &ObservedPod
                     "ExceededGracePeriod",
                     "Container runtime did not kill the pod within specified grace period.",
                 )),
-                (false, false) if memory.failure_of(action).is_none() => Some(killing(pod, observed, container)),
+                (false, false) if memory.failure_of(action).is_none() => {
+                    Some(killing(pod, memory, observed, container))
+                }
                 _ => None,
             }
         }
@@ -107,11 +109,13 @@ pub fn begun(pod: &Pod, action: &Action, memory: &Memory, observed: &ObservedPod
     }
 }
 
-fn killing(pod: &Pod, observed: &ObservedPod, container: &str) -> Happening {
+/// A reason of the container's own is only said while its pod stays.
+fn killing(pod: &Pod, memory: &Memory, observed: &ObservedPod, container: &str) -> Happening {
     let spec = pod.spec.as_ref();
     let inits = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
     let mut all = inits.iter().chain(spec.map(|spec| spec.containers.as_slice()).unwrap_or_default());
-    let ending = all.find(|found| found.name == container).and_then(|found| must_end(pod, observed, found));
+    let found = all.find(|found| found.name == container).filter(|_| stays(memory));
+    let ending = found.and_then(|found| must_end(pod, observed, found));
     let why = ending.map_or_else(|| format!("Stopping container {container}"), |ending| ending.why);
     Happening::normal(Some(container), "Killing", why)
 }
@@ -469,6 +473,9 @@ mod tests {
         assert_eq!(told(&pod, &observed), "Container app failed liveness probe, will be restarted");
         app_of(&mut pod).restart_policy = Some("Never".to_owned());
         assert_eq!(told(&pod, &observed), "Container app failed liveness probe");
+        let mut memory = Memory::default();
+        memory.terminate(3, Timestamp::UNIX_EPOCH);
+        assert_eq!(begun(&pod, &stop, &memory, &observed).unwrap().message, "Stopping container app");
     }
 
     #[test]

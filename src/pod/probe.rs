@@ -121,6 +121,9 @@ pub fn active(pod: &Pod, observed: &ObservedPod, memory: &Memory, now: Timestamp
     for container in probed_containers(pod) {
         let Some(attempt) = observed.latest(&container.name) else { continue };
         let AttemptState::Running { started_at, .. } = attempt.state else { continue };
+        if !observed.settled(container) {
+            continue; // it does not count as running before its postStart hook has ended
+        }
         let known = observed.probed(&container.name, attempt.number);
         let started = observed.started(container);
         for kind in ProbeKind::ALL {

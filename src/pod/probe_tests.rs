@@ -142,7 +142,7 @@ const ALL: [&str; 3] = ["startup", "readiness", "liveness"];
 fn probes_are_run_while_they_can_matter() {
     use ProbeKind::{Liveness, Readiness, Startup};
     type Change = fn(&mut Case);
-    let cases: [(&str, &[&str], Change, &[ProbeKind]); 11] = [
+    let cases: [(&str, &[&str], Change, &[ProbeKind]); 12] = [
         ("no probes", &[], |_| {}, &[]),
         ("startup holds the others back", &ALL, |_| {}, &[Startup]),
         (
@@ -173,6 +173,15 @@ fn probes_are_run_while_they_can_matter() {
         ),
         ("a pod that goes need not start", &ALL, |case| case.memory.terminate(30, at(90)), &[]),
         ("it has ended", &["readiness", "liveness"], Case::end, &[]),
+        (
+            "its postStart hook has not ended",
+            &ALL,
+            |case| {
+                let sleep = json!({"postStart": {"sleep": {"seconds": 1}}});
+                case.pod.spec.as_mut().unwrap().containers[0].lifecycle = serde_json::from_value(sleep).unwrap();
+            },
+            &[],
+        ),
         (
             "the pod is over",
             &["readiness"],

@@ -103,10 +103,11 @@ pub(super) struct Connection(TcpStream);
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // An orderly end for the other side, which reads to the end of the stream; then the socket is forgotten at once.
-        // Ignored: it may be broken already.
-        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Write);
+        // An orderly end for the other side, which reads to the end of the stream; then the socket is forgotten at once,
+        // before the other side has ended its half, which is when TIME_WAIT would begin. (One that does so in between the
+        // two leaves it all the same.) Ignored: it may be broken already.
         let _ = self.0.set_zero_linger();
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Write);
     }
 }
 
@@ -129,7 +130,8 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.0).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The farewell is said when it is dropped, and not any time before.
+        Poll::Ready(Ok(()))
     }
 }

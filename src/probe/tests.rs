@@ -244,19 +244,27 @@ async fn https_to_a_plain_server_is_told_apart() {
 #[tokio::test]
 async fn a_probed_listener_sees_an_orderly_end_and_nothing_is_left_on_the_node() {
     let (sender, ends) = mpsc::channel();
-    let port = server(move |mut stream| {
+    let (looked, wait) = mpsc::channel::<()>();
+    let listener = TcpListener::bind((HERE, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        let (mut stream, from) = listener.accept().unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        sender.send(stream.read(&mut [0])).unwrap();
+        sender.send((stream.read(&mut [0]), from.port())).unwrap();
+        // The side that ends first is the one that would have to wait.
+        let _ = wait.recv_timeout(SOON);
     });
     let socket = TCPSocketAction { host: None, port: IntOrString::Int(port.into()) };
     let place = Place::resolve(&socket, &[], HERE).unwrap();
     tcp_connect(&place, SOON).await.unwrap();
-    assert_eq!(ends.recv().unwrap().unwrap(), 0, "the end of the stream");
-    // Columns: number, local address, remote address, state. What the listener's side keeps is its own.
+    let (end, own_port) = ends.recv().unwrap();
+    assert_eq!(end.unwrap(), 0, "the end of the stream");
+    // What the listener's side keeps is its own.
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let place = format!("0100007F:{port:04X}");
-    let left: Vec<&str> = table.lines().filter(|line| line.split_ascii_whitespace().nth(2) == Some(&place)).collect();
+    let connection = format!(" 0100007F:{own_port:04X} 0100007F:{port:04X} ");
+    let left: Vec<&str> = table.lines().filter(|line| line.contains(&connection)).collect();
     assert!(left.is_empty(), "{left:?}");
+    drop(looked);
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ pub const CASES: &[Case] = &[
     ("what_cannot_be_mapped_is_named", what_cannot_be_mapped_is_named),
     ("ids_that_the_namespace_lacks_are_refused", ids_that_the_namespace_lacks_are_refused),
     ("exec_and_terminals_work_inside", exec_and_terminals_work_inside),
+    ("a_bound_exec_and_its_parent_are_inside", a_bound_exec_and_its_parent_are_inside),
     ("containers_can_share_a_pid_namespace_inside", containers_can_share_a_pid_namespace_inside),
     ("limits_and_scores_are_set_before", limits_and_scores_are_set_before),
     ("many_layers_cost_two_mounts", many_layers_cost_two_mounts),
@@ -192,6 +193,21 @@ fn exec_and_terminals_work_inside() {
     assert!(matches!(decode_status(&status), StatusOutcome::Started { .. }), "{}", String::from_utf8_lossy(&status));
     assert_eq!(read_terminal(&mut master), "/dev/pts/0\r\n0:5\r\nto-console\r\n");
     pidfd::wait(spawned.pidfd.as_fd(), true).unwrap();
+}
+
+fn a_bound_exec_and_its_parent_are_inside() {
+    let (world, users) = world();
+    let mut running = world.start(spec(&world, "echo ready; exec sleep 60"), &context(&world, &users));
+    running.started();
+    running.first_line();
+    let script = "sleep 30 & id -u; for p in /proc/[0-9]*; do n=$(cat $p/comm); [ $n = berth-exec ] || continue; \
+                  [ \"$(readlink $p/ns/user)\" = \"\" ] && echo not to be traced; \
+                  grep -E '^(Uid|CapPrm|NoNewPrivs)' $p/status; done";
+    let bound = berth::supervisor::spec::ExecSpec { bound: true, ..exec_spec(script) };
+    let printed = world.exec(&running, &bound, &context(&world, &users)).printed();
+    let expected = "0\nnot to be traced\nUid:\t65535\t65535\t65535\t65535\nCapPrm:\t0000000000000000\nNoNewPrivs:\t1\n";
+    assert_eq!(printed, expected);
+    running.kill();
 }
 
 /// Everything up to the end, which a terminal's master tells by EIO.
