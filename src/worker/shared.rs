@@ -42,6 +42,7 @@ use crate::{
         app_armor::AppArmor,
         downward::Allocatable,
         launch::{CgroupVersion, LaunchOptions},
+        spare::SpareNamespaces,
         spawn::SealedBinary,
         users::IdPool,
     },
@@ -60,6 +61,8 @@ pub struct Shared {
     pub network: Network,
     /// The supervisors' program.
     pub binary: SealedBinary,
+    /// Namespaces for the next one.
+    pub spare: SpareNamespaces,
     /// Addresses of the node, the first one primary.
     pub host_ips: Vec<IpAddr>,
     /// Bytes of memory of the machine.
@@ -216,6 +219,7 @@ impl Shared {
             images,
             network,
             binary,
+            spare: SpareNamespaces::default(),
             host_ips,
             memory,
             swap,
