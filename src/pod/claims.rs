@@ -275,6 +275,7 @@ mod tests {
             ("small", json!({"capacity": {"storage": "500Mi"}})),
             ("classed", json!({"storageClassName": "fast"})),
             ("block", json!({"volumeMode": "Block"})),
+            ("gold", json!({"volumeAttributesClassName": "gold"})),
         ]);
         let case = |claim: Value| bind(claim, &objects, &Bindings::new());
         let ok = |name: &str| Ok(name.to_owned());
@@ -286,6 +287,7 @@ mod tests {
         let missing = "storageclass.storage.k8s.io \"slow\" not found";
         assert_eq!(case(json!({"storageClassName": "slow"})), Err(missing.to_owned()));
         assert_eq!(case(json!({"volumeMode": "Block"})), ok("block"));
+        assert_eq!(case(json!({"volumeAttributesClassName": "gold"})), ok("gold"));
         assert_eq!(case(json!({"accessModes": ["ReadWriteMany"]})), Err(NONE.to_owned()));
         assert_eq!(case(json!({"selector": {"matchLabels": {"disk": "big"}}})), ok("big"));
         let expression = json!({"key": "disk", "operator": "NotIn", "values": ["fits"]});

@@ -104,7 +104,7 @@ fn metadata(metadata: &ObjectMeta, namespaced: bool, rule: fn(&str) -> Vec<Strin
         ("", false) => {}
         (_, false) => errors.push(FieldError::forbidden("metadata.namespace", "not allowed on this type")),
     }
-    annotations_and_labels(metadata, errors);
+    annotations_and_labels("metadata", metadata, errors);
 }
 
 fn config_map(map: &ConfigMap, errors: &mut Errors) {
