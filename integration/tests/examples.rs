@@ -426,6 +426,16 @@ fn somebody_who_looks_for_the_cause_finds_it() {
     let running = ready(&agent, "debug-running");
     let look = ["debug", &running, "--image", "busybox:1", "--target", "app", "-i", "--", "cat", "/proc/1/comm"];
     assert_eq!(agent.ok(&look), "health\n");
+    // An image that nobody has is not waited for in silence.
+    let mut command = agent.command(&["debug", &running, "--image", "localhost:1/none:1", "-i", "--", "true"]);
+    let pipe = std::process::Stdio::piped;
+    let mut child = command.stdin(pipe()).stderr(pipe()).spawn().expect("it starts");
+    let told = std::io::BufReader::new(child.stderr.take().expect("standard error"));
+    let mut told = std::io::BufRead::lines(told).map(|line| line.expect("a line"));
+    let why = told.find(|line| line.contains("is not started yet: ErrImagePull: "));
+    child.kill().expect("kill it");
+    child.wait().expect("it ends");
+    assert!(why.is_some_and(|why| why.contains("localhost:1")));
     let crashing = agent.until("debug-crashing", "in a crash loop", |pod| {
         status(pod, 0)["state"]["waiting"]["reason"] == "CrashLoopBackOff"
     });

@@ -111,18 +111,21 @@ impl Found<'_> {
         self.add(ObjectKind::Secret, secret.map(|secret| secret.name.as_str()).unwrap_or_default());
     }
 
-    /// A claim, the volume it is bound to or that is bound to it, and what that needs.
+    /// A claim, the volume it is bound to or that is bound to it, and what that needs. One that names no volume, and that
+    /// no volume names, may have any.
     fn claim(&mut self, name: &str, objects: &Objects) {
         self.add(ObjectKind::PersistentVolumeClaim, name);
         let claim = find(&objects.persistent_volume_claims, self.namespace, name);
         let wanted = claim.and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
         self.add(ObjectKind::PersistentVolume, wanted.as_deref().unwrap_or_default());
+        let mut is_open = wanted.is_none();
         for ((_, volume), object) in &objects.persistent_volumes {
             let Some(spec) = &object.spec else { continue };
             let claimed = spec.claim_ref.as_ref().is_some_and(|claim| {
                 claim.name.as_deref() == Some(name) && claim.namespace.as_deref() == Some(self.namespace)
             });
             if claimed || wanted.as_ref() == Some(volume) {
+                is_open = false;
                 self.add(ObjectKind::PersistentVolume, volume);
                 let Some(source) = &spec.csi else { continue };
                 self.add(ObjectKind::CsiDriver, &source.driver);
@@ -131,6 +134,11 @@ impl Found<'_> {
                     let name = secret.name.as_deref().unwrap_or_default();
                     self.keys.insert(ObjectKey::new(ObjectKind::Secret, namespace, name));
                 }
+            }
+        }
+        if is_open {
+            for (_, volume) in objects.persistent_volumes.keys() {
+                self.add(ObjectKind::PersistentVolume, volume);
             }
         }
     }
@@ -225,5 +233,28 @@ mod tests {
                 "CSIDriver d.example",
             ]
         );
+    }
+
+    #[test]
+    fn a_claim_that_any_volume_may_answer_refers_to_all_of_them() {
+        let object = |kind, value: Value| Object::decode(kind, &value, "").object.unwrap();
+        let volume = |name: &str, spec: Value| {
+            object(ObjectKind::PersistentVolume, json!({"metadata": {"name": name}, "spec": spec}))
+        };
+        let claim = |spec: Value| {
+            let metadata = json!({"name": "disk", "namespace": "shop"});
+            object(ObjectKind::PersistentVolumeClaim, json!({"metadata": metadata, "spec": spec}))
+        };
+        let pod = json!({"containers": [], "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "disk"}}]});
+        let volumes = |objects: Vec<Object>| -> Vec<String> {
+            let told = told(pod.clone(), &objects.into_iter().collect());
+            told.into_iter().filter_map(|key| key.strip_prefix("PersistentVolume ").map(str::to_owned)).collect()
+        };
+        let (one, two) = (volume("one", json!({})), volume("two", json!({})));
+        let mine = volume("mine", json!({"claimRef": {"namespace": "shop", "name": "disk"}}));
+        assert_eq!(volumes(vec![one.clone(), two.clone()]), ["one", "two"], "the claim itself may still come");
+        assert_eq!(volumes(vec![claim(json!({})), one.clone(), two.clone()]), ["one", "two"]);
+        assert_eq!(volumes(vec![claim(json!({"volumeName": "two"})), one.clone(), two]), ["two"]);
+        assert_eq!(volumes(vec![claim(json!({})), one, mine]), ["mine"]);
     }
 }
