@@ -34,7 +34,7 @@ fn said(agent: &Agent, pod: &str) -> String {
     agent.ok(&["logs", &ended(agent, pod)])
 }
 
-fn status<'v>(pod: &'v Value, container: usize) -> &'v Value {
+fn status(pod: &Value, container: usize) -> &Value {
     &pod["status"]["containerStatuses"][container]
 }
 
@@ -107,6 +107,9 @@ fn settings_and_secrets_reach_programs_as_variables_and_as_files() {
     );
     assert_eq!(exec(&agent, &files, "stat -f -c %T /run/till"), "tmpfs\n");
     assert_eq!(said(&agent, "inject-written"), "ticket 42\n");
+    let trust = ready(&agent, "inject-trust");
+    let count = "for f in all old none; do grep -c BEGIN /trust/$f.pem; done; true";
+    assert_eq!(exec(&agent, &trust, count), "2\n1\n0\n");
     no_problems(&agent);
 }
 

@@ -1,8 +1,11 @@
 //! Which objects a pod refers to: when one of them appears or changes, what failed for want of it is worth another try.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, LocalObjectReference, Pod, Volume};
+use k8s_openapi::api::{
+    certificates::v1beta1::ClusterTrustBundle,
+    core::v1::{ClusterTrustBundleProjection, EnvFromSource, EnvVar, LocalObjectReference, Pod, Volume},
+};
 
 use super::{
     object::{ObjectKey, ObjectKind},
@@ -94,6 +97,9 @@ impl Found<'_> {
             if let Some(source) = &source.secret {
                 self.add(ObjectKind::Secret, &source.name);
             }
+            if let Some(source) = &source.cluster_trust_bundle {
+                self.trust_bundles(source, objects);
+            }
         }
         if let Some(source) = &volume.persistent_volume_claim {
             self.claim(&source.claim_name, objects);
@@ -109,6 +115,17 @@ impl Found<'_> {
         }
         let secret = volume.iscsi.as_ref().and_then(|source| source.secret_ref.as_ref());
         self.add(ObjectKind::Secret, secret.map(|secret| secret.name.as_str()).unwrap_or_default());
+    }
+
+    /// A bundle by its name, or all of a signer: which of them are meant may change with their labels.
+    fn trust_bundles(&mut self, source: &ClusterTrustBundleProjection, objects: &Objects) {
+        self.add(ObjectKind::ClusterTrustBundle, source.name.as_deref().unwrap_or_default());
+        let of_signer = |bundle: &&Arc<ClusterTrustBundle>| {
+            source.signer_name.is_some() && bundle.spec.signer_name == source.signer_name
+        };
+        for bundle in objects.trust_bundles.values().filter(of_signer) {
+            self.add(ObjectKind::ClusterTrustBundle, bundle.metadata.name.as_deref().unwrap_or_default());
+        }
     }
 
     /// A claim, the volume it is bound to or that is bound to it, and what that needs. One that names no volume, and that
@@ -172,6 +189,7 @@ mod tests {
                 {"name": "c", "projected": {"sources": [{"configMap": {"name": "part"}}, {"secret": {"name": "part"}}]}},
                 {"name": "d", "persistentVolumeClaim": {"claimName": "disk"}},
                 {"name": "e", "ephemeral": {}},
+                {"name": "t", "projected": {"sources": [{"clusterTrustBundle": {"name": "roots", "path": "p"}}]}},
                 {"name": "f", "csi": {"driver": "d.example", "nodePublishSecretRef": {"name": "publish"}}},
             ],
         });
@@ -192,6 +210,7 @@ mod tests {
                 "PersistentVolumeClaim shop/web-e",
                 "RuntimeClass kata",
                 "CSIDriver d.example",
+                "ClusterTrustBundle roots",
             ]
         );
     }

@@ -148,21 +148,19 @@ pub fn path(path: &str, query: &[(&str, &str)]) -> String {
 pub fn chunks(response: Response<Incoming>) -> impl Stream<Item = Result<Bytes, Failed>> + Unpin {
     Box::pin(stream::unfold(Some(response.into_body()), |body| async move {
         let mut body = body?;
-        loop {
-            match body.frame().await? {
-                Ok(frame) => match frame.into_data() {
-                    Ok(data) => return Some((Ok(data), Some(body))),
-                    Err(frame) => {
-                        let missing = frame.trailers_ref().and_then(|trailers| trailers.get(INCOMPLETE))?;
-                        let text =
-                            format!("not everything could be read: {}", String::from_utf8_lossy(missing.as_bytes()));
-                        return Some((Err(Failed::new(Exit::Failure, text)), None));
-                    }
-                },
-                Err(error) => {
-                    let text = format!("the agent went away in the middle of its answer: {error}");
-                    return Some((Err(Failed::new(Exit::Unreachable, text)), None));
+        match body.frame().await? {
+            Ok(frame) => match frame.into_data() {
+                Ok(data) => Some((Ok(data), Some(body))),
+                Err(frame) => {
+                    let missing = frame.trailers_ref().and_then(|trailers| trailers.get(INCOMPLETE))?;
+                    let what = String::from_utf8_lossy(missing.as_bytes());
+                    let text = format!("not everything could be read: {what}");
+                    Some((Err(Failed::new(Exit::Failure, text)), None))
                 }
+            },
+            Err(error) => {
+                let text = format!("the agent went away in the middle of its answer: {error}");
+                Some((Err(Failed::new(Exit::Unreachable, text)), None))
             }
         }
     }))

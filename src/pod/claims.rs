@@ -7,12 +7,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{PersistentVolume, PersistentVolumeClaimSpec, PersistentVolumeSpec},
-    apimachinery::pkg::{api::resource::Quantity as ApiQuantity, apis::meta::v1::LabelSelector},
+    apimachinery::pkg::api::resource::Quantity as ApiQuantity,
 };
 use serde::{Deserialize, Serialize};
 
 use super::admission::{NodeFacts, matches_any};
-use crate::api::{objects::Objects, quantity::Quantity};
+use crate::api::{objects::Objects, quantity::Quantity, selector::selects};
 
 /// Annotation by which a class was chosen before there was a field; upstream still reads it.
 const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
@@ -211,24 +211,6 @@ pub fn mode(mode: Option<&str>) -> &str {
 fn capacity(amounts: Option<&BTreeMap<String, ApiQuantity>>) -> Quantity {
     let storage = amounts.and_then(|amounts| amounts.get("storage"));
     storage.and_then(|storage| Quantity::try_from(storage).ok()).unwrap_or_default()
-}
-
-/// Whether a label selector selects something with these labels; an empty one selects everything.
-fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
-    let value = |key: &String| labels.and_then(|labels| labels.get(key));
-    let equal = selector.match_labels.iter().flatten().all(|(key, wanted)| value(key) == Some(wanted));
-    equal
-        && selector.match_expressions.iter().flatten().all(|expression| {
-            let values = expression.values.as_deref().unwrap_or_default();
-            let value = value(&expression.key);
-            match expression.operator.as_str() {
-                "In" => value.is_some_and(|value| values.contains(value)),
-                "NotIn" => value.is_none_or(|value| !values.contains(value)),
-                "Exists" => value.is_some(),
-                "DoesNotExist" => value.is_none(),
-                _ => false,
-            }
-        })
 }
 
 #[cfg(test)]
