@@ -171,6 +171,10 @@ fn a_pod_that_replaces_another_waits_for_its_room() {
     agent.ready("old");
     agent.delete("old.json");
     agent.apply("new.json", &asking("new", most).to_string());
+    let waiting = agent.until("new", "shown while it waits", |pod| pod["status"]["reason"] == "WaitingForRoom");
+    assert_eq!(waiting["status"]["phase"], "Pending");
+    let why = waiting["status"]["message"].as_str().expect("a message");
+    assert!(why.contains("Node didn't have enough resource: cpu"), "{why}");
     agent.ready("new");
     assert!(agent.pod("old").is_none(), "not before the other had gone");
 }

@@ -220,7 +220,8 @@ fn hooks_can_be_requests() {
         }
     });
     let agent = agent(&place, &[]);
-    let get = |path: &str, scheme: &str| json!({ "httpGet": { "host": "127.0.0.1", "port": 9998, "path": path, "scheme": scheme } });
+    let headers = json!([{ "name": "X-Hook", "value": "of the pod" }]);
+    let get = |path: &str, scheme: &str| json!({ "httpGet": { "host": "127.0.0.1", "port": 9998, "path": path, "scheme": scheme, "httpHeaders": headers } });
     let hooks = json!({ "postStart": get("/started?x=1", "HTTP"), "preStop": get("/stopping", "HTTPS") });
     agent.apply("web.json", &hooked(&place, "web", OBEDIENT, hooks).to_string());
     agent.ready("web");
@@ -232,6 +233,25 @@ fn hooks_can_be_requests() {
     assert_eq!(plain.len(), 2, "{asked:?}");
     assert!(plain[0].starts_with("GET /started?x=1 HTTP/1.1\r\n"), "{plain:?}");
     assert!(plain[0].to_ascii_lowercase().contains("user-agent: kube-lifecycle/"), "{plain:?}");
+    assert!(plain.iter().all(|text| text.contains("\r\nX-Hook: of the pod\r\n")), "{plain:?}");
     assert!(plain[1].starts_with("GET /stopping HTTP/1.1\r\n"), "asked again without TLS: {plain:?}");
     assert_eq!(asked.len(), 3, "{asked:?}");
+}
+
+#[test]
+#[ignore = "rootful: run by make test with --include-ignored"]
+fn a_container_ends_by_the_signal_it_asks_for() {
+    let place = place();
+    let agent = agent(&place, &[]);
+    let script = "trap 'echo usr1 >> /out/log; exit 7' USR1; trap 'echo term >> /out/log; exit 0' TERM
+        echo main >> /out/log; while :; do sleep 0.05; done";
+    let mut pod = hooked(&place, "own", script, json!({ "stopSignal": "SIGUSR1" }));
+    pod["spec"]["os"] = json!({ "name": "linux" });
+    agent.apply("own.json", &pod.to_string());
+    let ready = agent.ready("own");
+    assert_eq!(ready["status"]["containerStatuses"][0]["stopSignal"], "SIGUSR1");
+    written(&place, 1);
+    agent.delete("own.json");
+    agent.gone("own");
+    assert_eq!(written(&place, 2), ["main", "usr1"]);
 }

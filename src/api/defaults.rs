@@ -276,6 +276,20 @@ mod tests {
     }
 
     #[test]
+    fn a_service_account_has_an_old_name_and_a_new_one() {
+        for (written, account) in [
+            (json!({"serviceAccount": "robot"}), "robot"),
+            (json!({"serviceAccountName": "robot"}), "robot"),
+            (json!({"serviceAccount": "old", "serviceAccountName": "new"}), "new"),
+        ] {
+            let mut spec = json!({"containers": []});
+            spec.as_object_mut().unwrap().append(&mut written.as_object().unwrap().clone());
+            let spec = defaulted(spec);
+            assert_eq!((&spec["serviceAccount"], &spec["serviceAccountName"]), (&json!(account), &json!(account)));
+        }
+    }
+
+    #[test]
     fn a_bare_pod_gets_what_an_api_server_would_give_it() {
         assert_eq!(
             defaulted(json!({"containers": [{"name": "a", "image": "busybox", "ports": [{"containerPort": 80}]}]})),

@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use k8s_openapi::{
     api::{
+        certificates::v1beta1::ClusterTrustBundle,
         core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, Service, ServiceAccount},
         node::v1::RuntimeClass,
         storage::v1::CSIDriver,
@@ -35,11 +36,13 @@ pub enum ObjectKind {
     /// storage.k8s.io/v1 CSIDriver, which has no namespace.
     #[serde(rename = "CSIDriver")]
     CsiDriver,
+    /// certificates.k8s.io/v1beta1 ClusterTrustBundle, which has no namespace.
+    ClusterTrustBundle,
 }
 
 impl ObjectKind {
     /// All of them.
-    pub const ALL: [ObjectKind; 8] = [
+    pub const ALL: [ObjectKind; 9] = [
         ObjectKind::ConfigMap,
         ObjectKind::Secret,
         ObjectKind::ServiceAccount,
@@ -48,6 +51,7 @@ impl ObjectKind {
         ObjectKind::PersistentVolume,
         ObjectKind::RuntimeClass,
         ObjectKind::CsiDriver,
+        ObjectKind::ClusterTrustBundle,
     ];
 
     /// The value of `kind`.
@@ -61,6 +65,7 @@ impl ObjectKind {
             ObjectKind::PersistentVolume => "PersistentVolume",
             ObjectKind::RuntimeClass => "RuntimeClass",
             ObjectKind::CsiDriver => "CSIDriver",
+            ObjectKind::ClusterTrustBundle => "ClusterTrustBundle",
         }
     }
 
@@ -69,13 +74,20 @@ impl ObjectKind {
         match self {
             ObjectKind::RuntimeClass => "node.k8s.io/v1",
             ObjectKind::CsiDriver => "storage.k8s.io/v1",
+            ObjectKind::ClusterTrustBundle => "certificates.k8s.io/v1beta1",
             _ => "v1",
         }
     }
 
     /// Whether objects of the kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, ObjectKind::PersistentVolume | ObjectKind::RuntimeClass | ObjectKind::CsiDriver)
+        !matches!(
+            self,
+            ObjectKind::PersistentVolume
+                | ObjectKind::RuntimeClass
+                | ObjectKind::CsiDriver
+                | ObjectKind::ClusterTrustBundle
+        )
     }
 
     /// The kind of `apiVersion` and `kind` as written.
@@ -138,6 +150,8 @@ pub enum Object {
     RuntimeClass(Arc<RuntimeClass>),
     /// storage.k8s.io/v1 CSIDriver.
     CsiDriver(Arc<CSIDriver>),
+    /// certificates.k8s.io/v1beta1 ClusterTrustBundle.
+    ClusterTrustBundle(Arc<ClusterTrustBundle>),
 }
 
 /// The same expression for the object of every kind.
@@ -152,6 +166,7 @@ macro_rules! with_any {
             Object::PersistentVolume($inner) => $result,
             Object::RuntimeClass($inner) => $result,
             Object::CsiDriver($inner) => $result,
+            Object::ClusterTrustBundle($inner) => $result,
         }
     };
 }
@@ -175,6 +190,7 @@ impl Object {
             ObjectKind::PersistentVolume => typed(decode(value, base), Object::PersistentVolume),
             ObjectKind::RuntimeClass => typed(decode(value, base), Object::RuntimeClass),
             ObjectKind::CsiDriver => typed(decode(value, base), Object::CsiDriver),
+            ObjectKind::ClusterTrustBundle => typed(decode(value, base), Object::ClusterTrustBundle),
         }
     }
 
@@ -189,6 +205,7 @@ impl Object {
             Object::PersistentVolume(_) => ObjectKind::PersistentVolume,
             Object::RuntimeClass(_) => ObjectKind::RuntimeClass,
             Object::CsiDriver(_) => ObjectKind::CsiDriver,
+            Object::ClusterTrustBundle(_) => ObjectKind::ClusterTrustBundle,
         }
     }
 
@@ -220,6 +237,7 @@ impl Object {
             (Object::PersistentVolume(one), Object::PersistentVolume(other)) => Arc::ptr_eq(one, other),
             (Object::RuntimeClass(one), Object::RuntimeClass(other)) => Arc::ptr_eq(one, other),
             (Object::CsiDriver(one), Object::CsiDriver(other)) => Arc::ptr_eq(one, other),
+            (Object::ClusterTrustBundle(one), Object::ClusterTrustBundle(other)) => Arc::ptr_eq(one, other),
             _ => false,
         }
     }

@@ -40,7 +40,7 @@ pub fn set_object_defaults(object: &mut Object) {
             }
         }
         Object::CsiDriver(driver) => set_driver_defaults(&mut Arc::make_mut(driver).spec),
-        Object::ConfigMap(_) | Object::ServiceAccount(_) | Object::RuntimeClass(_) => {}
+        Object::ConfigMap(_) | Object::ServiceAccount(_) | Object::RuntimeClass(_) | Object::ClusterTrustBundle(_) => {}
     }
 }
 

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::{
+    certificates::v1beta1::ClusterTrustBundle,
     core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, Service, ServiceAccount},
     node::v1::RuntimeClass,
     storage::v1::CSIDriver,
@@ -35,6 +36,8 @@ pub struct Objects {
     pub runtime_classes: ByName<RuntimeClass>,
     /// storage.k8s.io/v1 CSIDriver, without a namespace.
     pub csi_drivers: ByName<CSIDriver>,
+    /// certificates.k8s.io/v1beta1 ClusterTrustBundle, without a namespace.
+    pub trust_bundles: ByName<ClusterTrustBundle>,
 }
 
 impl Objects {
@@ -51,6 +54,7 @@ impl Objects {
             Object::PersistentVolume(object) => drop(self.persistent_volumes.insert(key, object)),
             Object::RuntimeClass(object) => drop(self.runtime_classes.insert(key, object)),
             Object::CsiDriver(object) => drop(self.csi_drivers.insert(key, object)),
+            Object::ClusterTrustBundle(object) => drop(self.trust_bundles.insert(key, object)),
         }
     }
 
@@ -73,6 +77,9 @@ impl Objects {
             }
             ObjectKind::RuntimeClass => cloned(&self.runtime_classes, namespace, name).map(Object::RuntimeClass),
             ObjectKind::CsiDriver => cloned(&self.csi_drivers, namespace, name).map(Object::CsiDriver),
+            ObjectKind::ClusterTrustBundle => {
+                cloned(&self.trust_bundles, namespace, name).map(Object::ClusterTrustBundle)
+            }
         }
     }
 
@@ -101,6 +108,7 @@ impl Objects {
             persistent_volumes,
             runtime_classes,
             csi_drivers,
+            trust_bundles,
         } = self;
         same(config_maps, &other.config_maps)
             && same(secrets, &other.secrets)
@@ -110,6 +118,7 @@ impl Objects {
             && same(persistent_volumes, &other.persistent_volumes)
             && same(runtime_classes, &other.runtime_classes)
             && same(csi_drivers, &other.csi_drivers)
+            && same(trust_bundles, &other.trust_bundles)
     }
 }
 

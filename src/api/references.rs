@@ -1,8 +1,11 @@
 //! Which objects a pod refers to: when one of them appears or changes, what failed for want of it is worth another try.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, LocalObjectReference, Pod, Volume};
+use k8s_openapi::api::{
+    certificates::v1beta1::ClusterTrustBundle,
+    core::v1::{ClusterTrustBundleProjection, EnvFromSource, EnvVar, LocalObjectReference, Pod, Volume},
+};
 
 use super::{
     object::{ObjectKey, ObjectKind},
@@ -94,6 +97,9 @@ impl Found<'_> {
             if let Some(source) = &source.secret {
                 self.add(ObjectKind::Secret, &source.name);
             }
+            if let Some(source) = &source.cluster_trust_bundle {
+                self.trust_bundles(source, objects);
+            }
         }
         if let Some(source) = &volume.persistent_volume_claim {
             self.claim(&source.claim_name, objects);
@@ -111,18 +117,32 @@ impl Found<'_> {
         self.add(ObjectKind::Secret, secret.map(|secret| secret.name.as_str()).unwrap_or_default());
     }
 
-    /// A claim, the volume it is bound to or that is bound to it, and what that needs.
+    /// A bundle by its name, or all of a signer: which of them are meant may change with their labels.
+    fn trust_bundles(&mut self, source: &ClusterTrustBundleProjection, objects: &Objects) {
+        self.add(ObjectKind::ClusterTrustBundle, source.name.as_deref().unwrap_or_default());
+        let of_signer = |bundle: &&Arc<ClusterTrustBundle>| {
+            source.signer_name.is_some() && bundle.spec.signer_name == source.signer_name
+        };
+        for bundle in objects.trust_bundles.values().filter(of_signer) {
+            self.add(ObjectKind::ClusterTrustBundle, bundle.metadata.name.as_deref().unwrap_or_default());
+        }
+    }
+
+    /// A claim, the volume it is bound to or that is bound to it, and what that needs. One that names no volume, and that
+    /// no volume names, may have any.
     fn claim(&mut self, name: &str, objects: &Objects) {
         self.add(ObjectKind::PersistentVolumeClaim, name);
         let claim = find(&objects.persistent_volume_claims, self.namespace, name);
         let wanted = claim.and_then(|claim| claim.spec.as_ref()?.volume_name.clone());
         self.add(ObjectKind::PersistentVolume, wanted.as_deref().unwrap_or_default());
+        let mut is_open = wanted.is_none();
         for ((_, volume), object) in &objects.persistent_volumes {
             let Some(spec) = &object.spec else { continue };
             let claimed = spec.claim_ref.as_ref().is_some_and(|claim| {
                 claim.name.as_deref() == Some(name) && claim.namespace.as_deref() == Some(self.namespace)
             });
             if claimed || wanted.as_ref() == Some(volume) {
+                is_open = false;
                 self.add(ObjectKind::PersistentVolume, volume);
                 let Some(source) = &spec.csi else { continue };
                 self.add(ObjectKind::CsiDriver, &source.driver);
@@ -131,6 +151,11 @@ impl Found<'_> {
                     let name = secret.name.as_deref().unwrap_or_default();
                     self.keys.insert(ObjectKey::new(ObjectKind::Secret, namespace, name));
                 }
+            }
+        }
+        if is_open {
+            for (_, volume) in objects.persistent_volumes.keys() {
+                self.add(ObjectKind::PersistentVolume, volume);
             }
         }
     }
@@ -164,6 +189,7 @@ mod tests {
                 {"name": "c", "projected": {"sources": [{"configMap": {"name": "part"}}, {"secret": {"name": "part"}}]}},
                 {"name": "d", "persistentVolumeClaim": {"claimName": "disk"}},
                 {"name": "e", "ephemeral": {}},
+                {"name": "t", "projected": {"sources": [{"clusterTrustBundle": {"name": "roots", "path": "p"}}]}},
                 {"name": "f", "csi": {"driver": "d.example", "nodePublishSecretRef": {"name": "publish"}}},
             ],
         });
@@ -184,6 +210,7 @@ mod tests {
                 "PersistentVolumeClaim shop/web-e",
                 "RuntimeClass kata",
                 "CSIDriver d.example",
+                "ClusterTrustBundle roots",
             ]
         );
     }
@@ -225,5 +252,28 @@ mod tests {
                 "CSIDriver d.example",
             ]
         );
+    }
+
+    #[test]
+    fn a_claim_that_any_volume_may_answer_refers_to_all_of_them() {
+        let object = |kind, value: Value| Object::decode(kind, &value, "").object.unwrap();
+        let volume = |name: &str, spec: Value| {
+            object(ObjectKind::PersistentVolume, json!({"metadata": {"name": name}, "spec": spec}))
+        };
+        let claim = |spec: Value| {
+            let metadata = json!({"name": "disk", "namespace": "shop"});
+            object(ObjectKind::PersistentVolumeClaim, json!({"metadata": metadata, "spec": spec}))
+        };
+        let pod = json!({"containers": [], "volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "disk"}}]});
+        let volumes = |objects: Vec<Object>| -> Vec<String> {
+            let told = told(pod.clone(), &objects.into_iter().collect());
+            told.into_iter().filter_map(|key| key.strip_prefix("PersistentVolume ").map(str::to_owned)).collect()
+        };
+        let (one, two) = (volume("one", json!({})), volume("two", json!({})));
+        let mine = volume("mine", json!({"claimRef": {"namespace": "shop", "name": "disk"}}));
+        assert_eq!(volumes(vec![one.clone(), two.clone()]), ["one", "two"], "the claim itself may still come");
+        assert_eq!(volumes(vec![claim(json!({})), one.clone(), two.clone()]), ["one", "two"]);
+        assert_eq!(volumes(vec![claim(json!({"volumeName": "two"})), one.clone(), two]), ["two"]);
+        assert_eq!(volumes(vec![claim(json!({})), one, mine]), ["mine"]);
     }
 }

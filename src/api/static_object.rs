@@ -46,7 +46,8 @@ fn clear_status(object: &mut Object) {
         | Object::Secret(_)
         | Object::ServiceAccount(_)
         | Object::RuntimeClass(_)
-        | Object::CsiDriver(_) => {}
+        | Object::CsiDriver(_)
+        | Object::ClusterTrustBundle(_) => {}
     }
 }
 

@@ -186,6 +186,21 @@ mod tests {
     }
 
     #[test]
+    fn what_a_manifest_says_of_its_time_at_a_server_is_left_out() {
+        let past = "2001-02-03T04:05:06Z";
+        let metadata = json!({
+            "creationTimestamp": past, "deletionTimestamp": past, "deletionGracePeriodSeconds": 3, "generation": 7,
+            "resourceVersion": "8", "managedFields": [{"manager": "m"}], "labels": {"a": "b"},
+        });
+        let pod = static_pod(written(json!({"metadata": metadata})), Origin::File("/m"), "n", seen()).unwrap();
+        let metadata = &pod.metadata;
+        assert_eq!(metadata.creation_timestamp, Some(Time(seen())));
+        assert_eq!((&metadata.deletion_timestamp, metadata.deletion_grace_period_seconds), (&None, None));
+        assert_eq!((&metadata.resource_version, &metadata.managed_fields), (&None, &None));
+        assert_eq!((metadata.generation, metadata.labels.as_ref().unwrap()["a"].as_str()), (Some(1), "b"));
+    }
+
+    #[test]
     fn the_uid_changes_with_content_path_and_node_only() {
         let file = Origin::File("/m/web.yaml");
         let base = uid(written(json!({})), file, "n");
@@ -215,6 +230,8 @@ mod tests {
     fn a_name_and_a_spec_are_required() {
         let error = |extra| static_pod(written(extra), Origin::File("/m"), "n", seen()).unwrap_err()[0].to_string();
         assert_eq!(error(json!({"metadata": {"name": ""}})), "metadata.name: Required value");
+        let prefix = json!({"metadata": {"name": null, "generateName": "web-"}});
+        assert_eq!(error(prefix), "metadata.name: Required value", "nobody here makes names up");
         assert_eq!(error(json!({"spec": null})), "spec: Required value");
     }
 }

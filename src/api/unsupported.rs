@@ -268,8 +268,8 @@ mod tests {
             ),
             (
                 "/spec/volumes/1",
-                json!({"name": "v", "projected": {"sources": [{"configMap": {"name": "c"}}, {"clusterTrustBundle": {"path": "p"}}]}}),
-                "spec.volumes[1].projected.sources[1].clusterTrustBundle",
+                json!({"name": "v", "projected": {"sources": [{"configMap": {"name": "c"}}, {"podCertificate": {"signerName": "s", "keyType": "k"}}]}}),
+                "spec.volumes[1].projected.sources[1].podCertificate",
             ),
             (
                 "/spec/volumes/1",

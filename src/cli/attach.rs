@@ -107,6 +107,7 @@ fn session(connection: &OwnedFd, request: &AttachRequest, stdin: bool) -> Result
                 send_size(connection)?;
                 raw = Some(RawMode::enter(&own_stdin.as_fd().try_clone_to_owned()?)?);
             }
+            ExecReply::Waiting { why } => eprintln!("berth: the container is not started yet: {why}"),
             ExecReply::Attached { .. } | ExecReply::Started { .. } => {}
             ExecReply::Exited { code } => {
                 // What it wrote before it ended is in the pipes by now.

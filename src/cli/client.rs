@@ -12,14 +12,14 @@ use hyper::{
     Method, Request, Response, StatusCode, Uri,
     body::{Frame, Incoming},
     client::conn::http1,
-    header::{CONTENT_TYPE, HOST},
+    header::{CONTENT_TYPE, HOST, TE},
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::exit::{Exit, Failed};
-use crate::server::{local::Failure, socket};
+use crate::server::{local::Failure, logs::INCOMPLETE, socket};
 
 /// One agent.
 pub struct Client {
@@ -54,6 +54,8 @@ impl Client {
             request.headers_mut().insert(HOST, hyper::header::HeaderValue::from_static("berth"));
             let json = hyper::header::HeaderValue::from_static("application/json");
             request.headers_mut().insert(CONTENT_TYPE, json);
+            // Without this the agent may not send any.
+            request.headers_mut().insert(TE, hyper::header::HeaderValue::from_static("trailers"));
             sender.send_request(request).await.map_err(io::Error::other)
         };
         let response = request
@@ -142,21 +144,23 @@ pub fn path(path: &str, query: &[(&str, &str)]) -> String {
     out
 }
 
-/// The chunks of an answer as they come.
+/// The chunks of an answer as they come; an error after the last one where the agent says that something is missing.
 pub fn chunks(response: Response<Incoming>) -> impl Stream<Item = Result<Bytes, Failed>> + Unpin {
     Box::pin(stream::unfold(Some(response.into_body()), |body| async move {
         let mut body = body?;
-        loop {
-            match body.frame().await? {
-                // Trailers say nothing here.
-                Ok(frame) => match frame.into_data() {
-                    Ok(data) => return Some((Ok(data), Some(body))),
-                    Err(_) => continue,
-                },
-                Err(error) => {
-                    let text = format!("the agent went away in the middle of its answer: {error}");
-                    return Some((Err(Failed::new(Exit::Unreachable, text)), None));
+        match body.frame().await? {
+            Ok(frame) => match frame.into_data() {
+                Ok(data) => Some((Ok(data), Some(body))),
+                Err(frame) => {
+                    let missing = frame.trailers_ref().and_then(|trailers| trailers.get(INCOMPLETE))?;
+                    let what = String::from_utf8_lossy(missing.as_bytes());
+                    let text = format!("not everything could be read: {what}");
+                    Some((Err(Failed::new(Exit::Failure, text)), None))
                 }
+            },
+            Err(error) => {
+                let text = format!("the agent went away in the middle of its answer: {error}");
+                Some((Err(Failed::new(Exit::Unreachable, text)), None))
             }
         }
     }))

@@ -189,7 +189,7 @@ pub(super) fn decode(packet: &Packet) -> Result<ExecReply, Failed> {
 
 fn started(packet: &Packet) -> Result<(), Failed> {
     match decode(packet)? {
-        ExecReply::Started { .. } | ExecReply::Attached { .. } => Ok(()),
+        ExecReply::Started { .. } | ExecReply::Attached { .. } | ExecReply::Waiting { .. } => Ok(()),
         ExecReply::Exited { .. } => Err(Failed::new(Exit::Failure, "the command ended before it started")),
         ExecReply::Failed { not_found, not_run, message } => Err(refused(not_found, not_run, message)),
     }
@@ -231,7 +231,7 @@ fn session(connection: &OwnedFd, mut pump: Pump, terminal: Option<(OwnedFd, Owne
                 Err(error) => return Err(error.into()),
             };
             match reply {
-                ExecReply::Started { .. } | ExecReply::Attached { .. } => {}
+                ExecReply::Started { .. } | ExecReply::Attached { .. } | ExecReply::Waiting { .. } => {}
                 ExecReply::Exited { code } => {
                     // What it wrote is in the pipes by now; what its descendants may still write is not waited for.
                     pump.drain()?;

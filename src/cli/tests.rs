@@ -182,6 +182,24 @@ async fn a_restarted_container_has_a_previous_log() {
 }
 
 #[tokio::test]
+async fn what_could_not_be_read_of_a_log_is_said_at_its_end() {
+    let served = served();
+    served.write_log(0, &["the newest"]);
+    let file = served.layout.pod("u1", "default", "web").log_file("app", 0);
+    let damaged = file.with_file_name("0.log.20260101-000000.gz");
+    fs::write(&damaged, "nonsense").unwrap();
+    let path = client::path("/v1/logs", &[("pod", "web")]);
+    let response = served.client.send(Method::GET, &path, client::empty()).await.unwrap();
+    let mut chunks = client::chunks(response);
+    assert_eq!(chunks.next().await.unwrap().unwrap(), "the newest\n");
+    let failed = chunks.next().await.unwrap().unwrap_err();
+    assert_eq!(failed.exit, Exit::Failure);
+    assert!(failed.message.starts_with("not everything could be read: "), "{failed}");
+    assert!(failed.message.contains(&damaged.display().to_string()), "{failed}");
+    assert!(chunks.next().await.is_none());
+}
+
+#[tokio::test]
 async fn following_ends_when_the_exit_record_is_there() {
     let served = served();
     served.write_log(0, &["one"]);

@@ -42,6 +42,14 @@ pub const RETRY: BackoffPolicy = BackoffPolicy {
     reset_after: SignedDuration::from_secs(600),
 };
 
+/// Directories and records of a pod: nothing but the node's own disk is asked for them, and one that was full is to be
+/// noticed soon when it is no more.
+pub const OWN_DISK: BackoffPolicy = BackoffPolicy {
+    initial: SignedDuration::from_millis(500),
+    cap: SignedDuration::from_secs(10),
+    reset_after: SignedDuration::from_secs(600),
+};
+
 impl BackoffPolicy {
     /// [`CRASH_LOOP`] with the node's `crashLoopBackOff.maxContainerRestartPeriod`.
     pub fn crash_loop(cap: SignedDuration) -> BackoffPolicy {

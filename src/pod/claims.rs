@@ -7,12 +7,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{PersistentVolume, PersistentVolumeClaimSpec, PersistentVolumeSpec},
-    apimachinery::pkg::{api::resource::Quantity as ApiQuantity, apis::meta::v1::LabelSelector},
+    apimachinery::pkg::api::resource::Quantity as ApiQuantity,
 };
 use serde::{Deserialize, Serialize};
 
 use super::admission::{NodeFacts, matches_any};
-use crate::api::{objects::Objects, quantity::Quantity};
+use crate::api::{objects::Objects, quantity::Quantity, selector::selects};
 
 /// Annotation by which a class was chosen before there was a field; upstream still reads it.
 const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
@@ -213,24 +213,6 @@ fn capacity(amounts: Option<&BTreeMap<String, ApiQuantity>>) -> Quantity {
     storage.and_then(|storage| Quantity::try_from(storage).ok()).unwrap_or_default()
 }
 
-/// Whether a label selector selects something with these labels; an empty one selects everything.
-fn selects(selector: &LabelSelector, labels: Option<&BTreeMap<String, String>>) -> bool {
-    let value = |key: &String| labels.and_then(|labels| labels.get(key));
-    let equal = selector.match_labels.iter().flatten().all(|(key, wanted)| value(key) == Some(wanted));
-    equal
-        && selector.match_expressions.iter().flatten().all(|expression| {
-            let values = expression.values.as_deref().unwrap_or_default();
-            let value = value(&expression.key);
-            match expression.operator.as_str() {
-                "In" => value.is_some_and(|value| values.contains(value)),
-                "NotIn" => value.is_none_or(|value| !values.contains(value)),
-                "Exists" => value.is_some(),
-                "DoesNotExist" => value.is_none(),
-                _ => false,
-            }
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -275,6 +257,7 @@ mod tests {
             ("small", json!({"capacity": {"storage": "500Mi"}})),
             ("classed", json!({"storageClassName": "fast"})),
             ("block", json!({"volumeMode": "Block"})),
+            ("gold", json!({"volumeAttributesClassName": "gold"})),
         ]);
         let case = |claim: Value| bind(claim, &objects, &Bindings::new());
         let ok = |name: &str| Ok(name.to_owned());
@@ -286,6 +269,7 @@ mod tests {
         let missing = "storageclass.storage.k8s.io \"slow\" not found";
         assert_eq!(case(json!({"storageClassName": "slow"})), Err(missing.to_owned()));
         assert_eq!(case(json!({"volumeMode": "Block"})), ok("block"));
+        assert_eq!(case(json!({"volumeAttributesClassName": "gold"})), ok("gold"));
         assert_eq!(case(json!({"accessModes": ["ReadWriteMany"]})), Err(NONE.to_owned()));
         assert_eq!(case(json!({"selector": {"matchLabels": {"disk": "big"}}})), ok("big"));
         let expression = json!({"key": "disk", "operator": "NotIn", "values": ["fits"]});

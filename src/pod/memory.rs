@@ -251,6 +251,7 @@ fn retry_policy(action: &Action, reason: &str) -> &'static BackoffPolicy {
         Action::PrepareContainer { .. } | Action::StartContainer { .. } | Action::ReleaseContainer { .. } => {
             &super::backoff::CREATE
         }
+        Action::EnsureDirs | Action::RecordPod | Action::RecordVerdict(_) => &super::backoff::OWN_DISK,
         _ => &RETRY,
     }
 }

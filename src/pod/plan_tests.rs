@@ -611,6 +611,14 @@ fn delays_are_bounded_by_time_not_by_luck() {
     }
     let wake = case.plan().wake_at.expect("a retry");
     assert_eq!(wake.duration_since(case.now), SignedDuration::from_secs(300));
+    // A disk that was full for a day is noticed soon when it is no more.
+    let mut case = healthy();
+    case.observed = ObservedPod::default();
+    for _ in 0..40 {
+        case.memory.ended(&Action::EnsureDirs, Some(("FailedCreate".to_owned(), String::new())), case.now);
+    }
+    let wake = case.plan().wake_at.expect("a retry");
+    assert_eq!(wake.duration_since(case.now), SignedDuration::from_secs(10));
 }
 
 /// A volume that was written with content 1 and is wanted with content 1.

@@ -89,6 +89,20 @@ async fn a_request_says_who_asks_and_closes() {
 }
 
 #[tokio::test]
+async fn a_handler_may_name_another_host_than_the_pod() {
+    let (port, _heads) = http(|_| answer("200 OK", "here"));
+    let pod = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    let host = Some(HERE.to_string());
+    let elsewhere = HTTPGetAction { host: host.clone(), ..action(port, "/") };
+    let resolved = HttpGet::resolve(&elsewhere, &[], pod, Purpose::Probe).unwrap();
+    assert_eq!(http_get(&resolved, SOON).await.unwrap().body, "here");
+    let socket = TCPSocketAction { host, port: IntOrString::Int(port.into()) };
+    tcp_connect(&Place::resolve(&socket, &[], pod).unwrap(), SOON).await.unwrap();
+    let own = TCPSocketAction { host: None, ..socket };
+    assert_eq!(Place::resolve(&own, &[], pod).unwrap(), Place { host: pod.to_string(), port });
+}
+
+#[tokio::test]
 async fn statuses_from_200_to_399_succeed() {
     for (status, success) in [
         ("200 OK", true),

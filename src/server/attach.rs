@@ -1,11 +1,12 @@
 //! attach over `<run>/stream.sock`: as exec, but the streams are connected to those of a container that runs already.
 //!
-//! [`AttachRequest`] comes with stdin, stdout and stderr; it is answered with [`ExecReply::Attached`] and, when the container
-//! has ended, [`ExecReply::Exited`] with its code. In between the client may send the [`TerminalSize`] of its terminal.
+//! [`AttachRequest`] comes with stdin, stdout and stderr; it is answered with [`ExecReply::Waiting`] (each time the reason why
+//! the container does not run yet becomes another one), with [`ExecReply::Attached`] and, when the container has ended, [`ExecReply::Exited`] with its code. In between the client may send the [`TerminalSize`] of its terminal.
 
-use std::{io, sync::Arc};
+use std::{io, pin::pin, sync::Arc};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use super::{
     find,
@@ -41,10 +42,18 @@ pub(super) async fn session(
     packet: Packet,
     node: &Arc<dyn Node>,
 ) -> io::Result<()> {
-    // A client that waits for a container may well give up.
-    let started = tokio::select! {
-        started = start(request, packet, node) => started,
-        _ = connection.receive() => return Ok(()),
+    // One reason at a time: a client that is slow holds nobody up but itself.
+    let (waits, mut reasons) = mpsc::channel(1);
+    let started = {
+        let mut started = pin!(start(request, packet, node, waits));
+        loop {
+            // A client that waits for a container may well give up. All arms are cancel-safe.
+            tokio::select! {
+                started = &mut started => break started,
+                _ = connection.receive() => return Ok(()),
+                Some(why) = reasons.recv() => connection.send(&ExecReply::Waiting { why }, &[]).await?,
+            }
+        }
     };
     let (target, mut session) = match started {
         Ok(started) => started,
@@ -75,6 +84,7 @@ async fn start(
     request: AttachRequest,
     packet: Packet,
     node: &Arc<dyn Node>,
+    waits: mpsc::Sender<String>,
 ) -> Result<(Target, ExecSession), NodeError> {
     if packet.descriptors.len() != 3 {
         return Err(NodeError::Internal("the request came without its standard streams".to_owned()));
@@ -94,6 +104,6 @@ async fn start(
             terminal: container.tty,
         }
     };
-    let session = node.attach(target.uid.clone(), target.container.clone(), packet.descriptors).await?;
+    let session = node.attach(target.uid.clone(), target.container.clone(), packet.descriptors, waits).await?;
     Ok((target, session))
 }

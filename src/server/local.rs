@@ -6,11 +6,15 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{Query, Request, State, rejection::QueryRejection},
-    http::{HeaderMap, HeaderValue, StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, TRAILER},
+    },
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
+use http_body_util::StreamBody;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
@@ -297,6 +301,7 @@ async fn log(
     let (container, body) = open_log(&state, &request).map_err(IntoResponse::into_response)?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(TRAILER, HeaderValue::from_static(logs::INCOMPLETE));
     if let Ok(name) = HeaderValue::from_str(&container) {
         headers.insert(CONTAINER_HEADER, name);
     }
@@ -351,5 +356,5 @@ fn open_log(state: &ServerState, request: &LogRequest) -> Result<(String, Body),
         limit_bytes: request.limit_bytes,
     };
     let body = logs::stream(LogReader::new(files, query), watching, ended);
-    Ok((container.name.clone(), Body::from_stream(body.boxed())))
+    Ok((container.name.clone(), Body::new(StreamBody::new(body.boxed()))))
 }

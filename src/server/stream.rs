@@ -51,6 +51,11 @@ pub enum ExecReply {
         /// Name of the container.
         container: String,
     },
+    /// The container a client wants to be attached to does not run yet.
+    Waiting {
+        /// What for: `ErrImagePull: …`.
+        why: String,
+    },
     /// The client is attached to a container that runs (see [`super::attach`]).
     Attached {
         /// Name of the container.

@@ -114,14 +114,20 @@ impl Node for FakeNode {
         })
     }
 
-    /// Writes the container's name to stdout and ends with 3 when [`FakeNode::end`] says so.
+    /// Writes the container's name to stdout and ends with 3 when [`FakeNode::end`] says so. One called `late` waits for
+    /// that first, and says what for.
     fn attach(
         &self,
         _uid: String,
         container: String,
         stdio: Vec<OwnedFd>,
+        waits: mpsc::Sender<String>,
     ) -> BoxFuture<'_, Result<ExecSession, NodeError>> {
         Box::pin(async move {
+            if container == "late" {
+                waits.send("ErrImagePull: nobody has it".to_owned()).await.unwrap();
+                self.end.notified().await;
+            }
             let stdout = stdio.into_iter().nth(1).unwrap();
             std::fs::File::from(stdout).write_all(container.as_bytes()).unwrap();
             let end = self.end.clone();

@@ -129,3 +129,16 @@ async fn a_container_that_does_not_run_is_only_waited_for_when_asked() {
     let ExecReply::Failed { message, .. } = reply(&connection).await.0 else { panic!("it does not run") };
     assert_eq!(message, "container init in pod default/web is not running");
 }
+
+#[tokio::test]
+async fn whoever_waits_for_a_container_is_told_what_it_waits_for() {
+    let (_directory, node, connection) = connected().await;
+    node.pods.lock().unwrap()[0].containers[0].name = "late".to_owned();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let (_reader, writer) = pipe().unwrap();
+    let attach = AttachRequest { attach: "web".to_owned(), container: Some("late".to_owned()), wait: true };
+    connection.send(&attach, &[null.as_fd(), writer.as_fd(), writer.as_fd()]).await.unwrap();
+    assert_eq!(reply(&connection).await.0, ExecReply::Waiting { why: "ErrImagePull: nobody has it".to_owned() });
+    node.end.notify_one();
+    assert!(matches!(reply(&connection).await.0, ExecReply::Attached { container, .. } if container == "late"));
+}

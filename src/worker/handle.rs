@@ -4,6 +4,7 @@ use std::{future::Future, os::fd::OwnedFd, pin::Pin};
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 pub use crate::api::problem::ManifestProblem;
 use crate::{api::update::Change, supervisor::spec::ExecSpec};
@@ -143,12 +144,13 @@ pub trait Node: Send + Sync + 'static {
     fn exec(&self, uid: String, spec: ExecSpec, stdio: Vec<OwnedFd>) -> BoxFuture<'_, Result<ExecSession, NodeError>>;
 
     /// Attaches to the standard streams of a container, once it runs: stdin, stdout and, without a terminal, stderr. The
-    /// session's code is the container's.
+    /// session's code is the container's. Until it runs `waits` is told why it does not, each time that is another reason.
     fn attach(
         &self,
         uid: String,
         container: String,
         stdio: Vec<OwnedFd>,
+        waits: mpsc::Sender<String>,
     ) -> BoxFuture<'_, Result<ExecSession, NodeError>>;
 
     /// Sets the size of the terminal that a running container has.

@@ -18,6 +18,7 @@ use super::{
     handle::NodeError,
     host::{PodEvent, PodHost},
     record::{self, PodRecord},
+    room::WaitingPod,
 };
 use crate::{
     api::{
@@ -158,6 +159,8 @@ pub struct Manager {
     pub(super) leaving: JoinSet<()>,
     /// New generations already said to be waiting, so that it is said once.
     waiting: BTreeSet<String>,
+    /// Pods that wait for room.
+    pub(super) for_room: watch::Sender<Vec<WaitingPod>>,
     /// Pods whose record cannot be used: nothing is done to them, or for them. UIDs, and the ids they may have.
     left_alone: BTreeMap<String, Option<IdRange>>,
     /// The objects that pods were told of last.
@@ -175,6 +178,7 @@ impl Manager {
             tasks: JoinSet::new(),
             leaving: JoinSet::new(),
             waiting: BTreeSet::new(),
+            for_room: watch::Sender::default(),
             left_alone: BTreeMap::new(),
             objects: Arc::default(),
         }
@@ -302,17 +306,19 @@ impl Manager {
                 }
                 continue;
             }
-            if self.start(pod, &waiting, seen) {
+            // The room that is being made is not given to somebody else.
+            let before: Vec<&Pod> = waiting.iter().map(|(pod, _): &(&DesiredPod, _)| &pod.pod.pod).collect();
+            let Some(why) = self.start(pod, &before, seen) else {
                 self.waiting.remove(uid);
                 continue;
-            }
-            // The room that is being made is not given to somebody else.
-            waiting.push(&pod.pod.pod);
+            };
+            waiting.push((pod, why));
             if self.waiting.insert(uid.clone()) {
                 info!(pod = pod.full_name, uid, "the pod waits until there is room for it");
             }
         }
         self.waiting.retain(|uid| desired.pods.contains_key(uid));
+        self.tell_waiting(waiting);
         self.resize_waiting();
         self.tell_hosts();
         problems
@@ -330,18 +336,18 @@ impl Manager {
         of_running.chain(self.left_alone.values().copied().flatten()).collect()
     }
 
-    /// Starts a pod, or an actor that says why it is not started. False when it has to wait: others are going, or have
+    /// Starts a pod, or an actor that says why it is not started. Why it has to wait, if it has: others are going, or have
     /// been told to, and it fits when they are gone. `waiting` are pods that wait for room and come before this one.
-    fn start(&mut self, desired: &DesiredPod, waiting: &[&Pod], seen: Instant) -> bool {
+    fn start(&mut self, desired: &DesiredPod, waiting: &[&Pod], seen: Instant) -> Option<String> {
         let mut pod = desired.pod.pod.clone();
         // What an API server says of a new pod.
         pod.metadata.generation.get_or_insert(1);
         let (users, rejection) = match self.hosts.complete(&mut pod).and_then(|()| self.make_room(&pod, waiting)) {
-            Ok(true) => match self.hosts.users(&pod, &self.taken_users()) {
+            Ok(None) => match self.hosts.users(&pod, &self.taken_users()) {
                 Ok(users) => (users, None),
                 Err(rejection) => (None, Some(rejection)),
             },
-            Ok(false) => return false,
+            Ok(Some(why)) => return Some(why),
             Err(rejection) => (None, Some(rejection)),
         };
         let record = PodRecord {
@@ -368,7 +374,7 @@ impl Manager {
         let (sender, events) = mpsc::channel(EVENTS);
         let host = self.hosts.host(record.clone(), sender);
         self.spawn(Recovered { record, observed: ObservedPod::default(), memory, host, events }, seen, idle);
-        true
+        None
     }
 
     fn spawn(&mut self, pod: Recovered, seen: Instant, idle: bool) {

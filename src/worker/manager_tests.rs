@@ -561,9 +561,17 @@ async fn a_pod_waits_for_the_room_of_those_that_go() {
     rig.reconcile(wants(&[("1", "a"), ("2", "b")])).await;
     rig.reconcile(wants(&[("2", "b"), ("3", "c"), ("4", "d")])).await;
     assert_eq!(rig.told(), ["OutOfpods"], "there will be room for one of the two");
+    let waiting = rig.manager.waiting_for_room();
+    let status = match &**waiting.borrow() {
+        [one] if one.pod.metadata.uid.as_deref() == Some("3") => one.pod.status.clone().unwrap(),
+        others => panic!("{others:?}"),
+    };
+    assert_eq!(status.reason.as_deref(), Some("WaitingForRoom"));
+    assert!(status.message.is_some_and(|why| why.starts_with("pods that end will leave room: ")));
     release.notify_one();
     rig.gone().await;
     rig.reconcile(wants(&[("2", "b"), ("3", "c"), ("4", "d")])).await;
+    assert!(waiting.borrow().is_empty());
     assert_eq!(rig.phase("3"), "Running");
     assert_eq!(rig.phase("4"), "Failed");
 }

@@ -14,6 +14,7 @@ use super::{
     actor::Report,
     handle::{BoxFuture, ContainerView, ExecSession, ManifestProblem, Node, NodeError, PodView, TerminalSize, Usage},
     manager::{Entries, Entry, Update},
+    room::WaitingPod,
 };
 use crate::{
     api::{container_ref::ContainerRef, resources::is_sidecar, update::Change},
@@ -32,6 +33,8 @@ pub struct RunningNode {
     pub layout: Layout,
     /// Changes that the manager decides.
     pub updates: mpsc::Sender<Update>,
+    /// Pods that wait for room on the node.
+    pub waiting: watch::Receiver<Vec<WaitingPod>>,
 }
 
 /// How long a change may take to be durable before whoever asked is told that it is not yet.
@@ -51,21 +54,34 @@ impl RunningNode {
         let report = entry.reports.borrow().clone();
         match report {
             Some(report) => view(&report, &entry.source, &self.layout),
-            None => PodView {
-                pod: Pod::clone(&entry.pod),
-                source: entry.source.clone(),
-                stages: Vec::new(),
-                containers: Vec::new(),
-                supervisor: None,
-            },
+            None => bare_view(Pod::clone(&entry.pod), entry.source.clone()),
         }
     }
+}
+
+/// Of a pod for which nothing has been done.
+fn bare_view(pod: Pod, source: String) -> PodView {
+    PodView { pod, source, stages: Vec::new(), containers: Vec::new(), supervisor: None }
 }
 
 /// Number of a container's newest attempt and, once that has ended, its exit code.
 fn latest(report: &Option<Arc<Report>>, container: &str) -> Option<(u32, Option<i32>)> {
     let attempt = report.as_ref()?.observed.latest(container)?;
     Some((attempt.number, ended(attempt)))
+}
+
+/// What a container that is not started yet waits for, beyond being started: `ErrImagePull: …`.
+fn waiting(pod: &Pod, container: &str) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    let found = lists.into_iter().flatten().flatten().find(|status| status.name == container)?;
+    let waiting = found.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.as_deref().unwrap_or_default();
+    match waiting.message.as_deref().unwrap_or_default() {
+        "" if ["", "ContainerCreating", "PodInitializing"].contains(&reason) => None,
+        "" => Some(reason.to_owned()),
+        message => Some(format!("{reason}: {message}")),
+    }
 }
 
 fn ended(attempt: &Attempt) -> Option<i32> {
@@ -124,6 +140,13 @@ fn view(report: &Report, source: &str, layout: &Layout) -> PodView {
 impl Node for RunningNode {
     fn pods(&self) -> Vec<PodView> {
         let mut views: Vec<PodView> = self.snapshot().iter().map(|entry| self.view(entry)).collect();
+        // One that has just been started may still be among those that wait.
+        let is_here = |uid: &Option<String>, views: &[PodView]| views.iter().any(|view| view.pod.metadata.uid == *uid);
+        for WaitingPod { pod, source } in self.waiting.borrow().iter() {
+            if !is_here(&pod.metadata.uid, &views) {
+                views.push(bare_view(pod.clone(), source.clone()));
+            }
+        }
         views.sort_by(|a, b| {
             let key = |view: &PodView| (view.pod.metadata.namespace.clone(), view.pod.metadata.name.clone());
             key(a).cmp(&key(b))
@@ -166,19 +189,28 @@ impl Node for RunningNode {
         uid: String,
         container: String,
         stdio: Vec<OwnedFd>,
+        waits: mpsc::Sender<String>,
     ) -> BoxFuture<'_, Result<ExecSession, NodeError>> {
         Box::pin(async move {
             let entry = self.entry(&uid)?;
             let mut reports = entry.reports.clone();
             let gone = || NodeError::Conflict(format!("the pod of container {container} is gone"));
-            let attempt = {
-                let seen = reports.wait_for(|report| latest(report, &container).is_some()).await.map_err(|_| gone())?;
-                match latest(&seen, &container) {
-                    Some((attempt, None)) => attempt,
+            let mut told = None;
+            let attempt = loop {
+                let report = reports.borrow_and_update().clone();
+                match latest(&report, &container) {
+                    Some((attempt, None)) => break attempt,
                     // It was over before anybody could look: its log has all of it.
                     Some((_, Some(code))) => return Ok(ExecSession::ended(code)),
-                    None => return Err(gone()),
+                    None => {}
                 }
+                let why = report.and_then(|report| waiting(&report.pod, &container));
+                if why.is_some() && why != told {
+                    // Nobody may be interested any more.
+                    let _ = waits.send(why.clone().unwrap_or_default()).await;
+                    told = why;
+                }
+                reports.changed().await.map_err(|_| gone())?;
             };
             entry.host.clone().attach(container.clone(), stdio).await?;
             let exit = async move {

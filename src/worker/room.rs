@@ -12,8 +12,30 @@ use super::{
 };
 use crate::{
     obs::events::Severity,
-    pod::{Eviction, Rejection, observed::Sandbox},
+    pod::{Eviction, Rejection, desired::DesiredPod, observed::Sandbox},
 };
+
+/// Reason in the status of a pod that waits for room. Upstream has none: there such a pod is rejected.
+const WAITING: &str = "WaitingForRoom";
+
+/// A pod that has no actor yet, as others are still in its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WaitingPod {
+    /// With a status that says what it waits for.
+    pub pod: Pod,
+    /// Where it was asked for.
+    pub source: String,
+}
+
+impl WaitingPod {
+    fn new(desired: &DesiredPod, why: String) -> WaitingPod {
+        let mut pod = desired.pod.pod.clone();
+        let status = pod.status.get_or_insert_default();
+        status.phase = Some("Pending".to_owned());
+        (status.reason, status.message) = (Some(WAITING.to_owned()), Some(why));
+        WaitingPod { pod, source: desired.pod.origin.clone() }
+    }
+}
 
 impl Running {
     /// It takes up room on the node: it was admitted and has not ended.
@@ -54,18 +76,20 @@ fn is_over(reports: &watch::Receiver<Option<Arc<Report>>>) -> bool {
 }
 
 impl Manager {
-    /// Whether a new pod may start now (`false`: when those that go are gone). Tells pods to go that have to. `waiting`
-    /// are pods that wait for room and come before this one.
-    pub(super) fn make_room(&mut self, pod: &Pod, waiting: &[&Pod]) -> Result<bool, Rejection> {
+    /// Why a new pod may not start before those that go are gone, if so. Tells pods to go that have to. `waiting` are pods
+    /// that wait for room and come before this one.
+    pub(super) fn make_room(&mut self, pod: &Pod, waiting: &[&Pod]) -> Result<Option<String>, Rejection> {
         let here: Vec<&Running> = self.running.values().filter(|running| running.takes_room()).collect();
         let beside = |running: &[&Running]| -> Result<Vec<String>, Rejection> {
             let mut others: Vec<&Pod> = running.iter().map(|running| &*running.effective).collect();
             others.extend(waiting);
             self.hosts.admit(pod, &others)
         };
-        if beside(&here).is_ok_and(|victims| victims.is_empty()) {
-            return Ok(true);
-        }
+        let why = match beside(&here) {
+            Ok(victims) if victims.is_empty() => return Ok(None),
+            Ok(_) => "other pods end for this one".to_owned(),
+            Err(rejection) => format!("pods that end will leave room: {}", rejection.message),
+        };
         let staying: Vec<&Running> = here.iter().copied().filter(|running| !running.is_going()).collect();
         let victims = beside(&staying)?;
         for running in staying.iter().filter(|running| victims.iter().any(|victim| victim == running.record.uid())) {
@@ -75,7 +99,22 @@ impl Manager {
             running.evict(eviction);
         }
         self.watch_leaving();
-        Ok(false)
+        Ok(Some(why))
+    }
+
+    /// Tells readers which pods wait for room.
+    pub(super) fn tell_waiting(&self, waiting: Vec<(&DesiredPod, String)>) {
+        let waiting: Vec<WaitingPod> = waiting.into_iter().map(|(pod, why)| WaitingPod::new(pod, why)).collect();
+        self.for_room.send_if_modified(|known| {
+            let differs = *known != waiting;
+            *known = waiting;
+            differs
+        });
+    }
+
+    /// The pods that wait for room, now and in future.
+    pub fn waiting_for_room(&self) -> watch::Receiver<Vec<WaitingPod>> {
+        self.for_room.subscribe()
     }
 
     /// Has `pod_gone` tell when pods that were evicted are over: they stay, but their room is free.

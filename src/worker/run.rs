@@ -243,7 +243,13 @@ impl Agent {
         let (problems, readers) = watch::channel(unreadable.clone());
         let (sender, updates) = mpsc::channel(UPDATES);
         let layout = shared.config.layout.clone();
-        let node = Arc::new(RunningNode { entries, problems: readers, layout, updates: sender });
+        let node = Arc::new(RunningNode {
+            entries,
+            problems: readers,
+            layout,
+            updates: sender,
+            waiting: manager.waiting_for_room(),
+        });
         Ok(Agent {
             shared,
             manager,

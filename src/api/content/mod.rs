@@ -7,6 +7,7 @@ mod downward;
 mod path;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 use std::{
     collections::BTreeMap,
@@ -63,6 +64,12 @@ pub enum ContentError {
         /// The key.
         key: String,
     },
+    /// A bundle of trust anchors that is not optional does not exist.
+    #[error("while getting ClusterTrustBundle: clustertrustbundle.certificates.k8s.io {0:?} not found")]
+    NoTrustBundle(String),
+    /// A signer has no bundle with the labels that are asked for.
+    #[error("combination of signerName and labelSelector matched zero ClusterTrustBundles")]
+    NoTrustBundles,
     /// A value of the downward API.
     #[error("{0}")]
     Downward(String),
@@ -182,7 +189,10 @@ fn projected(
         } else if let Some(source) = &source.downward_api {
             downward::files(source.items.as_deref(), mode, input, payload)
         } else if let (Some(source), Some(token)) = (&source.service_account_token, tokens.get(&index)) {
-            put(payload, &source.path, token_file(token, mode, input.pod))
+            put(payload, &source.path, private_file(token.as_bytes().to_vec(), mode, input.pod))
+        } else if let Some(source) = &source.cluster_trust_bundle {
+            trust::anchors(source, input)
+                .and_then(|bytes| put(payload, &source.path, private_file(bytes, mode, input.pod)))
         } else {
             Ok(())
         };
@@ -195,12 +205,13 @@ fn projected(
     }
 }
 
-/// A token is for its container alone: for the one user all containers run as, or for the pod's group.
-fn token_file(token: &str, default_mode: Option<i32>, pod: &Pod) -> ContentFile {
+/// A token (and, as upstream, a bundle of trust anchors) is for its container alone: for the one user all containers run
+/// as, or for the pod's group.
+fn private_file(bytes: Vec<u8>, default_mode: Option<i32>, pod: &Pod) -> ContentFile {
     let owner = only_user(pod);
     let group = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()?.fs_group);
     let mode = if owner.is_some() || group.is_some() { 0o600 } else { default_mode.unwrap_or(MODE) };
-    ContentFile { bytes: token.as_bytes().to_vec(), mode: bits(mode), owner }
+    ContentFile { bytes, mode: bits(mode), owner }
 }
 
 /// The user as which all containers run, if the pod says so (ephemeral containers aside).

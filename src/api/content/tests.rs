@@ -241,3 +241,50 @@ fn a_token_is_renewed_with_a_fifth_of_its_life_left_and_daily() {
         assert_eq!(renew_at(life, expires).as_second() - issued, after, "{life} s");
     }
 }
+
+#[test]
+fn trust_anchors_are_joined_and_each_is_there_once() {
+    use crate::api::pem::{blocks, certificate};
+    let mut objects = Objects::default();
+    let anchor = |number: u8| certificate(&[0x30, 1, number]);
+    let mut add = |name: &str, signer: Option<&str>, labels: Value, text: String| {
+        let bundle =
+            json!({"metadata": {"name": name, "labels": labels}, "spec": {"signerName": signer, "trustBundle": text}});
+        objects
+            .trust_bundles
+            .insert((String::new(), name.to_owned()), Arc::new(serde_json::from_value(bundle).unwrap()));
+    };
+    add("roots", None, json!({}), format!("# ours\n{}{}{}", anchor(1), anchor(2), anchor(1)));
+    add("s:old", Some("s"), json!({"age": "old"}), anchor(3));
+    add("s:new", Some("s"), json!({"age": "new"}), format!("{}{}", anchor(3), anchor(4)));
+    let text = |uid: &str, source: Value| {
+        let mut pod = pod();
+        pod.metadata.uid = Some(uid.to_owned());
+        let mut source = source;
+        source["path"] = json!("anchors.pem");
+        let volume = volume(json!({"projected": {"sources": [{"clusterTrustBundle": source}]}}));
+        let input = ContentInput { pod: &pod, objects: &objects, allocatable: &ALLOCATABLE };
+        let payload = payload(&volume, &input, &Tokens::new()).map_err(|error| error.to_string())?;
+        Ok::<_, String>(String::from_utf8(payload["anchors.pem"].bytes.clone()).unwrap())
+    };
+    let numbers = |source: Value| {
+        let mut found: Vec<u8> = blocks(&text("u", source)?).iter().map(|block| block.bytes[2]).collect();
+        found.sort();
+        Ok(found)
+    };
+    assert_eq!(numbers(json!({"name": "roots"})), Ok(vec![1, 2]));
+    assert_eq!(numbers(json!({"signerName": "s", "labelSelector": {}})), Ok(vec![3, 4]));
+    assert_eq!(numbers(json!({"signerName": "s", "labelSelector": {"matchLabels": {"age": "old"}}})), Ok(vec![3]));
+    let nothing = "combination of signerName and labelSelector matched zero ClusterTrustBundles".to_owned();
+    assert_eq!(numbers(json!({"signerName": "s"})), Err(nothing.clone()), "no selector selects nothing");
+    assert_eq!(numbers(json!({"signerName": "t", "labelSelector": {}})), Err(nothing));
+    let missing = "while getting ClusterTrustBundle: clustertrustbundle.certificates.k8s.io \"x\" not found".to_owned();
+    assert_eq!(numbers(json!({"name": "x"})), Err(missing));
+    for source in [json!({"name": "x", "optional": true}), json!({"signerName": "t", "optional": true})] {
+        assert_eq!(text("u", source), Ok(String::new()));
+    }
+    assert!(!text("u", json!({"name": "roots"})).unwrap().contains("ours"), "comments are left out");
+    let orders: std::collections::BTreeSet<String> =
+        (0..32).map(|number| text(&number.to_string(), json!({"name": "roots"})).unwrap()).collect();
+    assert_eq!(orders.len(), 2, "no order can be relied on");
+}

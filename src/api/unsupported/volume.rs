@@ -1,10 +1,10 @@
 //! The kinds of volumes.
 
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, DownwardAPIVolumeSource, EmptyDirVolumeSource, EphemeralVolumeSource, HostPathVolumeSource,
-    ImageVolumeSource, NFSVolumeSource, PersistentVolume, PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate,
-    PersistentVolumeClaimVolumeSource, PersistentVolumeSpec, ProjectedVolumeSource, SecretVolumeSource, Volume,
-    VolumeProjection,
+    ClusterTrustBundleProjection, ConfigMapVolumeSource, DownwardAPIVolumeSource, EmptyDirVolumeSource,
+    EphemeralVolumeSource, HostPathVolumeSource, ImageVolumeSource, NFSVolumeSource, PersistentVolume,
+    PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, PersistentVolumeClaimVolumeSource, PersistentVolumeSpec,
+    ProjectedVolumeSource, SecretVolumeSource, Volume, VolumeProjection,
 };
 
 use super::Issues;
@@ -37,7 +37,7 @@ pub(super) fn check(volume: &Volume, path: &str, issues: &mut Issues) {
     check_content(volume, path, issues);
 }
 
-/// Volumes whose content comes from objects; all of them is honoured but for two sources.
+/// Volumes whose content comes from objects; all of them are honoured but for one source.
 fn check_content(volume: &Volume, path: &str, issues: &mut Issues) {
     if let Some(source) = &volume.config_map {
         let ConfigMapVolumeSource { default_mode: _, items: _, name: _, optional: _ } = source;
@@ -59,15 +59,14 @@ fn check_content(volume: &Volume, path: &str, issues: &mut Issues) {
             service_account_token: _,
         } = source;
         let path = format!("{path}.projected.sources[{index}]");
-        issues.refuse_if(
-            cluster_trust_bundle.is_some(),
-            format!("{path}.clusterTrustBundle"),
-            "trust bundles are not supported yet",
-        );
+        if let Some(source) = cluster_trust_bundle {
+            let ClusterTrustBundleProjection { label_selector: _, name: _, optional: _, path: _, signer_name: _ } =
+                source;
+        }
         issues.refuse_if(
             pod_certificate.is_some(),
             format!("{path}.podCertificate"),
-            "certificates of pods are not supported yet",
+            "static pods may not reference podcertificates: they are signed by way of an API server",
         );
     }
 }

@@ -159,6 +159,43 @@ fn ephemeral_containers_are_only_added() {
 }
 
 #[test]
+fn an_ephemeral_container_has_no_ports_resources_probes_hooks_or_policies() {
+    let probe = json!({"tcpSocket": {"port": 1}});
+    for (field, value) in [
+        ("ports", json!([{"containerPort": 1}])),
+        ("resources", json!({"limits": {"cpu": "1"}})),
+        ("livenessProbe", probe.clone()),
+        ("readinessProbe", probe.clone()),
+        ("startupProbe", probe),
+        ("lifecycle", json!({"preStop": {"exec": {"command": ["true"]}}})),
+        ("resizePolicy", json!([{"resourceName": "cpu", "restartPolicy": "NotRequired"}])),
+        ("restartPolicy", json!("Always")),
+        ("restartPolicyRules", json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}])),
+    ] {
+        let container = json!({"name": "debug-2", "image": "busybox:1", field: value});
+        let expected =
+            format!("spec.ephemeralContainers[1].{field}: Forbidden: cannot be set for an Ephemeral Container");
+        case(Scope::EphemeralContainers, field, &[("/spec/ephemeralContainers/-", container)], &[&expected]);
+    }
+    for field in ["subPath", "subPathExpr"] {
+        let changes = [
+            ("/spec/volumes", json!([{"name": "v", "emptyDir": {}}])),
+            (
+                "/spec/ephemeralContainers/-",
+                json!({"name": "debug-2", "image": "busybox:1", "volumeMounts": [{"name": "v", "mountPath": "/v", field: "x"}]}),
+            ),
+        ];
+        let expected = format!("volumeMounts[0].{field}: Forbidden: cannot be set for an Ephemeral Container");
+        let (volumes, added) = (&changes[0], &changes[1]);
+        let old = with(std::slice::from_ref(volumes));
+        let new = with(&[volumes.clone(), added.clone()]);
+        let errors = validate_update(&old, &new, Scope::EphemeralContainers).unwrap_err();
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert!(matches!(&*errors, [error] if error.contains(&expected)), "{errors:?}");
+    }
+}
+
+#[test]
 fn a_resize_changes_cpu_and_memory_alone() {
     let case = |sentence: &str, changes: &[(&str, Value)], expected: &[&str]| {
         case(Scope::Resize, sentence, changes, expected);

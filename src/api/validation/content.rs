@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource, Volume, VolumeProjection};
+use k8s_openapi::api::core::v1::{
+    ClusterTrustBundleProjection, DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource, Volume, VolumeProjection,
+};
 
 use super::{Errors, FieldError, env, names};
 
@@ -92,6 +94,11 @@ fn projection<'s>(path: &str, source: &'s VolumeProjection, errors: &mut Errors)
         downward_file(&format!("{path}.downwardAPI"), item, errors);
         taken.push(&item.path);
     }
+    if let Some(bundle) = cluster_trust_bundle {
+        let path = format!("{path}.clusterTrustBundle");
+        trust_bundle(&path, bundle, errors);
+        taken.push(&bundle.path);
+    }
     if let Some(token) = service_account_token {
         let path = format!("{path}.serviceAccountToken");
         if let Some(seconds) = token.expiration_seconds.filter(|seconds| !TOKEN_SECONDS.contains(seconds)) {
@@ -104,6 +111,34 @@ fn projection<'s>(path: &str, source: &'s VolumeProjection, errors: &mut Errors)
         file_path(&format!("{path}.path"), &token.path, errors);
     }
     taken
+}
+
+/// One bundle by its name, or all of a signer that have certain labels.
+fn trust_bundle(path: &str, source: &ClusterTrustBundleProjection, errors: &mut Errors) {
+    let ClusterTrustBundleProjection { label_selector, name, optional: _, path: file, signer_name } = source;
+    match (name, signer_name) {
+        (Some(_), Some(_)) => {
+            let rule = "only one of name and signerName may be used";
+            errors.push(FieldError::invalid(path, "clusterTrustBundle", rule));
+        }
+        (Some(name), None) => {
+            if name.is_empty() {
+                errors.push(FieldError::required_because(format!("{path}.name"), "must be a valid object name"));
+            }
+            if label_selector.is_some() {
+                let rule = "labelSelector must be unset if name is specified";
+                errors.push(FieldError::invalid(format!("{path}.labelSelector"), "labelSelector", rule));
+            }
+        }
+        (None, Some(signer)) if signer.is_empty() => {
+            errors.push(FieldError::required_because(format!("{path}.signerName"), "must be a valid signer name"));
+        }
+        (None, Some(_)) => {}
+        (None, None) => {
+            errors.push(FieldError::required_because(path, "either name or signerName must be specified"));
+        }
+    }
+    file_path(&format!("{path}.path"), file, errors);
 }
 
 fn require(path: &str, value: &str, errors: &mut Errors) {

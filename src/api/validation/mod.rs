@@ -196,20 +196,22 @@ fn metadata(pod: &Pod, errors: &mut Errors) {
         "" => errors.push(FieldError::required("metadata.namespace")),
         namespace => errors.check("metadata.namespace", namespace, names::label(namespace)),
     }
-    annotations_and_labels(metadata, errors);
+    annotations_and_labels("metadata", metadata, errors);
     app_armor_annotations(pod, errors);
 }
 
-fn annotations_and_labels(metadata: &ObjectMeta, errors: &mut Errors) {
+/// `path` is that of `metadata`.
+fn annotations_and_labels(path: &str, metadata: &ObjectMeta, errors: &mut Errors) {
     if let Some(labels) = &metadata.labels {
-        names::labels("metadata.labels", labels, errors);
+        names::labels(&format!("{path}.labels"), labels, errors);
     }
+    let path = format!("{path}.annotations");
     let mut size = 0;
     for (key, value) in metadata.annotations.iter().flatten() {
-        errors.check("metadata.annotations", key, names::qualified(&key.to_lowercase()));
+        errors.check(&path, key, names::qualified(&key.to_lowercase()));
         size += key.len() + value.len();
     }
     if size > MAX_ANNOTATIONS {
-        errors.push(FieldError::too_long("metadata.annotations", MAX_ANNOTATIONS));
+        errors.push(FieldError::too_long(path, MAX_ANNOTATIONS));
     }
 }

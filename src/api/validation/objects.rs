@@ -13,6 +13,7 @@ use super::{Errors, FieldError, annotations_and_labels, names};
 use crate::api::{object::Object, object_defaults::OPAQUE};
 
 pub(super) mod storage;
+mod trust;
 
 /// Most bytes of all values of a ConfigMap or Secret together.
 const MAX_DATA: usize = 1 << 20;
@@ -34,6 +35,8 @@ pub fn validate_object(object: &Object) -> Vec<FieldError> {
     let name: fn(&str) -> Vec<String> = match object {
         Object::Service(_) => names::label_1035,
         Object::CsiDriver(_) => names::driver_name,
+        // Judged with the name of its signer.
+        Object::ClusterTrustBundle(_) => |_| Vec::new(),
         _ => names::subdomain,
     };
     metadata(object.metadata(), object.kind().is_namespaced(), name, &mut errors);
@@ -49,6 +52,7 @@ pub fn validate_object(object: &Object) -> Vec<FieldError> {
             handler => errors.check("handler", handler, names::label(handler)),
         },
         Object::CsiDriver(object) => storage::driver(&object.spec, &mut errors),
+        Object::ClusterTrustBundle(object) => trust::bundle(object, &mut errors),
     }
     errors.0
 }
@@ -104,7 +108,7 @@ fn metadata(metadata: &ObjectMeta, namespaced: bool, rule: fn(&str) -> Vec<Strin
         ("", false) => {}
         (_, false) => errors.push(FieldError::forbidden("metadata.namespace", "not allowed on this type")),
     }
-    annotations_and_labels(metadata, errors);
+    annotations_and_labels("metadata", metadata, errors);
 }
 
 fn config_map(map: &ConfigMap, errors: &mut Errors) {

@@ -167,6 +167,16 @@ fn containers_are_checked_field_by_field() {
         json!(null),
         "spec.initContainers[0].readinessProbe: Forbidden: may not be set for init containers",
     );
+    let probe = json!({"tcpSocket": {"port": 1}});
+    for (field, value) in [
+        ("livenessProbe", probe.clone()),
+        ("readinessProbe", probe.clone()),
+        ("startupProbe", probe),
+        ("lifecycle", json!({"preStop": {"exec": {"command": ["true"]}}})),
+    ] {
+        let forbidden = format!("spec.initContainers[1].{field}: Forbidden: may not be set for init containers");
+        broken("/spec/initContainers/1", json!({"name": "first", "image": "f:1", field: value}), &forbidden);
+    }
 }
 
 #[test]
@@ -244,6 +254,18 @@ fn volumes_have_one_source_and_a_safe_path() {
     let own = json!({"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": spec}}});
     let modes = "spec.volumes[2].ephemeral.volumeClaimTemplate.spec.accessModes: Required value";
     broken("/spec/volumes/2", own, modes);
+    let spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+    let own = |metadata: Value| json!({"name": "v", "ephemeral": {"volumeClaimTemplate": {"metadata": metadata, "spec": spec}}});
+    let metadata = "spec.volumes[2].ephemeral.volumeClaimTemplate.metadata";
+    broken("/spec/volumes/2", own(json!({"name": "data"})), &format!("{metadata}.name: Forbidden: cannot be set"));
+    let owners = json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}]);
+    let forbidden = format!("{metadata}.ownerReferences: Forbidden: cannot be set");
+    broken("/spec/volumes/2", own(json!({"ownerReferences": owners})), &forbidden);
+    broken("/spec/volumes/2", own(json!({"labels": {"a": "b c"}})), &format!("{metadata}.labels: Invalid value"));
+    let mut pod = healthy();
+    let fine = own(json!({"labels": {"a": "b"}, "annotations": {"c": "d e"}, "name": ""}));
+    pod["spec"]["volumes"].as_array_mut().unwrap().push(fine);
+    assert_eq!(errors(pod), [""; 0]);
     let device = json!([{"name": "tmp", "devicePath": "/dev/x"}]);
     let refused = r#"spec.containers[0].volumeDevices[0].name: Invalid value: "tmp": can only use volume source type"#;
     broken("/spec/containers/0/volumeDevices", device, refused);
@@ -288,6 +310,11 @@ fn the_rest_of_the_spec_is_checked() {
         "spec.tolerations[0].operator: Invalid value",
     );
     broken("/spec/nodeSelector", json!({"a": "b c"}), "spec.nodeSelector: Invalid value");
+    let gates = "spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared";
+    let mut pod = healthy();
+    pod["spec"]["nodeName"] = json!("n");
+    pod["spec"]["schedulingGates"] = json!([{"name": "example.com/wait"}]);
+    assert_eq!(errors(pod), [gates]);
     let mut pod = healthy();
     pod["spec"]["dnsPolicy"] = json!("None");
     pod["spec"]["dnsConfig"] = json!(null);

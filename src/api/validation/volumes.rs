@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{PodSpec, Volume};
-use serde_json::Value;
+use k8s_openapi::{
+    api::core::v1::{PodSpec, Volume},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde_json::{Value, json};
 
-use super::{Errors, FieldError, content, names, objects::storage::claim_spec};
+use super::{Errors, FieldError, annotations_and_labels, content, names, objects::storage::claim_spec};
 use crate::api::{decode::to_value, quantity::Quantity};
 
 const HOST_PATH_TYPES: [&str; 8] =
@@ -95,8 +98,28 @@ fn far_source(path: &str, volume: &Volume, errors: &mut Errors) {
     if let Some(own) = &volume.ephemeral {
         let path = format!("{path}.ephemeral");
         match &own.volume_claim_template {
-            Some(template) => claim_spec(&format!("{path}.volumeClaimTemplate.spec"), &template.spec, errors),
+            Some(template) => {
+                let path = format!("{path}.volumeClaimTemplate");
+                if let Some(metadata) = &template.metadata {
+                    template_metadata(&format!("{path}.metadata"), metadata, errors);
+                }
+                claim_spec(&format!("{path}.spec"), &template.spec, errors);
+            }
             None => errors.push(FieldError::required(format!("{path}.volumeClaimTemplate"))),
+        }
+    }
+}
+
+/// A claim made from a template has the template's labels and annotations; the rest of its metadata is not the
+/// template's to say (`ValidateTemplateObjectMeta` upstream).
+fn template_metadata(path: &str, metadata: &ObjectMeta, errors: &mut Errors) {
+    annotations_and_labels(path, metadata, errors);
+    let written = to_value(metadata).unwrap_or_default();
+    for (field, value) in written.as_object().into_iter().flatten() {
+        // What is empty is not set, as in Go.
+        let is_set = ![json!(""), json!(0), json!([])].contains(value);
+        if is_set && field != "annotations" && field != "labels" {
+            errors.push(FieldError::forbidden(format!("{path}.{field}"), "cannot be set"));
         }
     }
 }

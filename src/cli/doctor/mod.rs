@@ -2,6 +2,7 @@
 
 mod host;
 mod kernel;
+mod users;
 
 use std::process::ExitCode;
 
@@ -66,6 +67,7 @@ pub fn findings(layout: &Layout) -> Vec<Finding> {
     findings.extend(host::forwarding());
     findings.extend(host::inotify());
     findings.push(host::file_system(&layout.root));
+    findings.push(users::idmapped_mounts(&layout.root));
     findings.push(host::agent(layout));
     findings
 }
@@ -143,7 +145,7 @@ This machine cannot run pods yet (1 errors).
             log: directory.path().join("log"),
         };
         let findings = findings(&layout);
-        assert!(findings.len() >= 18, "{findings:#?}");
+        assert!(findings.len() >= 19, "{findings:#?}");
         for finding in &findings {
             assert!(!finding.meaning.is_empty(), "{finding:?}");
             assert_eq!(finding.advice.is_some(), finding.verdict != Verdict::Ok, "{finding:?}");

@@ -80,6 +80,8 @@ pub struct Part {
     modified: SystemTime,
     inode: u64,
     content: Content,
+    /// What could not be unpacked, and why, once that was found out.
+    damage: Option<String>,
 }
 
 #[derive(Debug)]
@@ -230,7 +232,12 @@ impl Part {
             Content::Plain(file)
         };
         let (modified, inode) = (metadata.modified()?, metadata.ino());
-        Ok(Some(Part { path, time: time.map(str::to_owned), modified, inode, content }))
+        Ok(Some(Part { path, time: time.map(str::to_owned), modified, inode, content, damage: None }))
+    }
+
+    /// What was found to be damaged, with the name of the file; once.
+    pub fn take_damage(&mut self) -> Option<String> {
+        self.damage.take()
     }
 
     /// The content as a file that can be read from any offset: a compressed one is unpacked, into a file without a
@@ -261,12 +268,14 @@ impl Part {
 }
 
 impl Read for Part {
+    /// A compressed file ends where it cannot be unpacked any further: the rest of the log is not lost with it.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &mut self.content {
             Content::Plain(file) => file.read(buffer),
-            Content::Compressed(decoder) => decoder
-                .read(buffer)
-                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))),
+            Content::Compressed(decoder) => decoder.read(buffer).or_else(|error| {
+                self.damage.get_or_insert_with(|| format!("{}: {error}", self.path.display()));
+                Ok(0)
+            }),
         }
     }
 }

@@ -11,6 +11,10 @@ use std::{io, time::Duration};
 
 use axum::body::Bytes;
 use futures_util::{Stream, stream};
+use hyper::{
+    body::Frame,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
 use tokio::{sync::mpsc, task, time};
 
 pub use compress::Compressor;
@@ -25,13 +29,17 @@ const CHUNK: usize = 256 * 1024;
 /// record, and the agent's own verdict makes no noise in any directory.
 const RESYNC: Duration = Duration::from_secs(10);
 
+/// Trailer of a log of which something could not be read: what, and why.
+pub const INCOMPLETE: &str = "berth-incomplete";
+
 /// Streams a log. With `watching` it goes on until `ended` says that nothing more will be written and everything has
-/// been read; without, it ends where the log ends now. Dropping the stream ends the work behind it.
+/// been read; without, it ends where the log ends now. Dropping the stream ends the work behind it. Of a damaged file the
+/// rest is left out, and the trailer [`INCOMPLETE`] says so.
 pub fn stream(
     reader: LogReader,
     watching: Option<Watching>,
     ended: impl Fn() -> bool + Send + 'static,
-) -> impl Stream<Item = io::Result<Bytes>> + Send {
+) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send {
     // One chunk in flight and one being made: a slow client holds the reader back, not memory.
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
@@ -47,7 +55,7 @@ async fn pump(
     mut reader: LogReader,
     mut watching: Option<Watching>,
     ended: impl Fn() -> bool,
-    sender: &mpsc::Sender<io::Result<Bytes>>,
+    sender: &mpsc::Sender<io::Result<Frame<Bytes>>>,
 ) -> io::Result<()> {
     loop {
         // Asked before reading: what was written before the end is then certainly read.
@@ -55,22 +63,22 @@ async fn pump(
         loop {
             let (returned, chunk, progress) = read_chunk(reader).await?;
             reader = returned;
-            if !chunk.is_empty() && sender.send(Ok(chunk)).await.is_err() {
+            if !chunk.is_empty() && sender.send(Ok(Frame::data(chunk))).await.is_err() {
                 return Ok(());
             }
             match progress {
                 Progress::More => {}
                 Progress::CaughtUp => break,
-                Progress::Limit => return Ok(()),
+                Progress::Limit => return tell_damage(&mut reader, sender).await,
             }
         }
         if last_round {
             let mut rest = Vec::new();
             reader.finish(&mut rest);
             if !rest.is_empty() {
-                let _ = sender.send(Ok(rest.into())).await;
+                let _ = sender.send(Ok(Frame::data(rest.into()))).await;
             }
-            return Ok(());
+            return tell_damage(&mut reader, sender).await;
         }
         let Some(watching) = &mut watching else { return Ok(()) };
         // All arms are cancel-safe: a change is remembered until it is asked for.
@@ -81,6 +89,18 @@ async fn pump(
             () = time::sleep(RESYNC) => {}
         }
     }
+}
+
+/// The last thing that is sent, where there is something to say.
+async fn tell_damage(reader: &mut LogReader, sender: &mpsc::Sender<io::Result<Frame<Bytes>>>) -> io::Result<()> {
+    let damaged = reader.damaged().join("; ");
+    if let Ok(value) = HeaderValue::from_bytes(damaged.as_bytes())
+        && !damaged.is_empty()
+    {
+        let trailers = HeaderMap::from_iter([(HeaderName::from_static(INCOMPLETE), value)]);
+        let _ = sender.send(Ok(Frame::trailers(trailers))).await;
+    }
+    Ok(())
 }
 
 async fn read_chunk(mut reader: LogReader) -> io::Result<(LogReader, Bytes, Progress)> {
@@ -116,10 +136,10 @@ mod tests {
         writeln!(file, "2026-01-01T00:00:00Z stdout F {text}").unwrap();
     }
 
-    async fn next(stream: &mut (impl Stream<Item = io::Result<Bytes>> + Unpin)) -> Option<String> {
+    async fn next(stream: &mut (impl Stream<Item = io::Result<Frame<Bytes>>> + Unpin)) -> Option<String> {
         // Far more than it takes; only a broken follower waits so long.
         let chunk = time::timeout(Duration::from_secs(60), stream.next()).await.expect("nothing came")?;
-        Some(String::from_utf8(chunk.unwrap().to_vec()).unwrap())
+        Some(String::from_utf8(chunk.unwrap().into_data().unwrap().to_vec()).unwrap())
     }
 
     #[tokio::test]

@@ -53,6 +53,8 @@ pub struct LogReader {
     gathered: [Gathered; 2],
     /// Bytes handed out so far.
     handed_out: u64,
+    /// Files of which not everything could be read, and why.
+    damaged: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -75,10 +77,23 @@ struct Gathered {
     open: bool,
 }
 
+/// Adds what was found wrong with a file. A tail reads files once backwards and once more forwards.
+fn note(damaged: &mut Vec<String>, part: &mut Part) {
+    damaged.extend(part.take_damage().filter(|damage| !damaged.contains(damage)));
+}
+
 impl LogReader {
     /// A reader at the beginning (or wherever the query says).
     pub fn new(files: LogFiles, query: LogQuery) -> LogReader {
-        LogReader { files, query, place: None, started: false, gathered: Default::default(), handed_out: 0 }
+        LogReader {
+            files,
+            query,
+            place: None,
+            started: false,
+            gathered: Default::default(),
+            handed_out: 0,
+            damaged: Vec::new(),
+        }
     }
 
     /// Appends to `out` what can be read, until about `enough` bytes are in it.
@@ -111,6 +126,7 @@ impl LogReader {
             // The end of this file, for now or for good.
             if let Some(next) = place.next.take() {
                 let torn = std::mem::take(&mut place.unfinished);
+                note(&mut self.damaged, place.file.get_mut());
                 self.place = Some(Place::new(next));
                 self.take(&torn, out);
             } else {
@@ -135,6 +151,14 @@ impl LogReader {
                 self.hand_out(index, false, out);
             }
         }
+    }
+
+    /// What was left out because it could not be read, by file. Complete once everything has been read.
+    pub fn damaged(&mut self) -> &[String] {
+        if let Some(place) = &mut self.place {
+            note(&mut self.damaged, place.file.get_mut());
+        }
+        &self.damaged
     }
 
     fn limit_reached(&self) -> bool {
@@ -171,6 +195,8 @@ impl LogReader {
         let mut parts: [Vec<Vec<u8>>; 2] = Default::default();
         let mut looked_back = 0;
         'files: for index in (0..files.len()).rev() {
+            files[index].file()?;
+            note(&mut self.damaged, &mut files[index]);
             let file = files[index].file()?;
             let mut end = file.metadata()?.len();
             let mut lines = ReverseLines::new(file)?;

@@ -283,3 +283,34 @@ fn no_line_is_lost_while_another_thread_rotates() {
     let expected: String = (0..3000).map(|index| format!("{index}\n")).collect();
     assert_eq!(seen, expected);
 }
+
+#[test]
+fn a_damaged_file_is_named_and_the_others_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut writer = Writer::new(directory.path());
+    for text in ["one", "two", "three"] {
+        writer.line("stdout", "F", text);
+        writer.rotate();
+    }
+    writer.line("stdout", "F", "four");
+    compress_directory(directory.path()).unwrap();
+    let second = directory.path().join("0.log.20260101-000002.gz");
+    let whole = fs::read(&second).unwrap();
+    let whole_log = |query: LogQuery| {
+        let mut reader = reader(directory.path(), query);
+        let mut text = drain(&mut reader).into_bytes();
+        reader.finish(&mut text);
+        (String::from_utf8(text).unwrap(), reader.damaged().to_vec())
+    };
+    let all = LogQuery::default();
+    assert_eq!(whole_log(all), ("one\ntwo\nthree\nfour\n".to_owned(), vec![]));
+    for damaged in [&b"not a gzip file"[..], &whole[..whole.len() / 2], &[]] {
+        fs::write(&second, damaged).unwrap();
+        for query in [all, LogQuery { tail: Some(10), ..all }] {
+            let (text, missing) = whole_log(query);
+            assert_eq!(text, "one\nthree\nfour\n");
+            assert_eq!(missing.len(), 1, "{missing:?}");
+            assert!(missing[0].starts_with(&format!("{}: ", second.display())), "{missing:?}");
+        }
+    }
+}

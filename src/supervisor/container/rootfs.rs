@@ -225,8 +225,18 @@ fn mount_by_string(spec: &RootfsSpec, places: &Places<'_>) -> io::Result<()> {
         return mount::mount_overlay(&spec.target, &options);
     }
     // Too many layers for their names: 17 bytes each suffice when descriptors name them.
-    let layers = spec.lower.iter().map(|layer| mount::open_place(layer)).collect::<io::Result<Vec<_>>>()?;
-    let options = self::options(layers.iter().map(|layer| name_of(layer.as_fd())), places);
+    let mut opened = Vec::new();
+    for layer in &places.lower {
+        if let Place::Path(path) = layer {
+            opened.push(mount::open_place(path)?);
+        }
+    }
+    let mut opened = opened.iter();
+    let layers = places.lower.iter().filter_map(|layer| match layer {
+        Place::Path(_) => opened.next().map(|place| name_of(place.as_fd())),
+        Place::Descriptor(place) => Some(name_of(place.as_fd())),
+    });
+    let options = self::options(layers, places);
     if options.len() > MAX_OPTIONS {
         return Err(io::Error::other(format!("{} layers are more than this kernel takes", spec.lower.len())));
     }
@@ -286,7 +296,14 @@ mod tests {
                 fs::write(lower[count - 1].join("lowest"), "").unwrap();
                 let (upper, work, target) = (path("upper"), path("work"), path("target"));
                 let spec = RootfsSpec { lower, upper, work, target, readonly: false };
-                mount_by_string(&spec, &Places::plain(&spec)).unwrap();
+                let mut places = Places::plain(&spec);
+                // One that has no path any more can be had by its descriptor alone.
+                let hidden = mount::open_place(&spec.lower[0]).unwrap();
+                places.lower[0] = Place::Descriptor(hidden);
+                fs::write(spec.lower[0].join("topmost"), "").unwrap();
+                fs::rename(&spec.lower[0], path("moved")).unwrap();
+                mount_by_string(&spec, &places).unwrap();
+                assert!(spec.target.join("topmost").exists());
                 assert!(spec.target.join("lowest").exists());
                 fs::write(spec.target.join("new"), "").unwrap();
                 assert!(spec.upper.join("new").exists());

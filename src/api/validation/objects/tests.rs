@@ -43,6 +43,8 @@ fn healthy_objects_have_no_errors() {
         (ObjectKind::PersistentVolume, json!({"spec": volume})),
         (ObjectKind::RuntimeClass, json!({"handler": "berth"})),
         (ObjectKind::CsiDriver, json!({"metadata": {"name": "hostpath.csi.k8s.io"}, "spec": {}})),
+        (ObjectKind::ClusterTrustBundle, trust("roots", "", &[anchor(1), anchor(2)])),
+        (ObjectKind::ClusterTrustBundle, trust("a.example:signer:roots", "a.example/signer", &[anchor(1)])),
     ] {
         assert_eq!(errors(kind, value), Vec::<String>::new(), "{kind}");
     }
@@ -161,4 +163,29 @@ fn an_immutable_object_stays_what_it_is() {
             "data: Forbidden: field is immutable when `immutable` is set",
         ]
     );
+}
+
+/// Something that looks like a certificate from outside.
+fn anchor(number: u8) -> String {
+    crate::api::pem::certificate(&[0x30, 1, number])
+}
+
+fn trust(name: &str, signer: &str, anchors: &[String]) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"signerName": signer, "trustBundle": anchors.concat()}})
+}
+
+#[test]
+fn a_trust_bundle_has_certificates_and_the_name_of_its_signer() {
+    let case = |name: &str, signer: &str, anchors: &[String], expected: &[&str]| {
+        let found = errors(ObjectKind::ClusterTrustBundle, trust(name, signer, anchors));
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        assert!(found.iter().zip(expected).all(|(found, expected)| found.contains(expected)), "{found:?}");
+    };
+    case("a:b", "", &[anchor(1)], &["without signer name must not have \":\" in its name"]);
+    case("roots", "a.example/s", &[anchor(1)], &["must be named with prefix a.example:s:"]);
+    case("roots", "", &[], &["at least one trust anchor must be provided"]);
+    case("roots", "", &[anchor(1), anchor(2), anchor(1)], &["duplicate trust anchor (indices [0 2])"]);
+    case("roots", "", &[anchor(1), anchor(2).replace("CERTIFICATE", "KEY")], &["entry 1 has bad block type: KEY"]);
+    case("roots", "", &[anchor(1).replacen('\n', "\nA: b\n\n", 1)], &["entry 0 has PEM block headers"]);
+    case("roots", "", &[crate::api::pem::certificate(b"x")], &["entry 0 does not parse as X.509"]);
 }
