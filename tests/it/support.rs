@@ -24,7 +24,6 @@ fn pods() -> Vec<Value> {
         "azureFile",
         "cephfs",
         "cinder",
-        "csi",
         "fc",
         "flexVolume",
         "flocker",
