@@ -5,8 +5,16 @@ use std::{collections::BTreeSet, fs, path::Path};
 use crate::Place;
 
 /// What the agent keeps for itself between two runs: not a pod's.
-const OWN: [&str; 7] =
-    ["agent.log", "root/agent.lock", "root/events.jsonl", "root/pods", "run/agent.lock", "run/network", "run/pods"];
+const OWN: [&str; 8] = [
+    "agent.log",
+    "root/agent.lock",
+    "root/events.jsonl",
+    "root/plugins_registry",
+    "root/pods",
+    "run/agent.lock",
+    "run/network",
+    "run/pods",
+];
 
 /// What could be left: processes, links, addresses, rules, mounts, cgroups, files.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -302,8 +302,13 @@ fn a_server_is_mounted_by_the_systems_own_program_which_may_hang() {
     explained(&agent, "denied", &["FailedMount", "access denied by server", "-t nfs -o ro denies:/export"]);
     let asked = || fs::read_to_string(place.path("mounts")).unwrap_or_default();
     eventually("the silent one is asked", Duration::from_secs(10), || asked().contains("silent:/export").then_some(()));
-    // A new agent finds the mount.
+    assert!(!of_place(&place, "silent:/export").is_empty(), "somebody waits for it");
     agent.kill();
+    // With the agent goes what was started for it, mount(8) of the silent server included.
+    eventually("nobody waits for the silent one", Duration::from_secs(10), || {
+        of_place(&place, "silent:/export").is_empty().then_some(())
+    });
+    // A new agent finds the mount.
     let agent = Agent::start_with(&place, &[], &[("PATH", &path)]).expect("an agent");
     ready(&agent, "served");
     eventually("it is asked again", Duration::from_secs(10), || {
@@ -316,6 +321,17 @@ fn a_server_is_mounted_by_the_systems_own_program_which_may_hang() {
     }
     fs::remove_file(place.path("mounts")).expect("the list");
     before.assert_clean(&Machine::look(&place));
+}
+
+/// Command lines of processes that name both `place` and `what`.
+fn of_place(place: &Place, what: &str) -> Vec<String> {
+    let own = place.path("").display().to_string();
+    let command = |entry: fs::DirEntry| {
+        let text = fs::read(entry.path().join("cmdline")).ok()?;
+        let text = String::from_utf8_lossy(&text).replace('\0', " ");
+        (text.contains(own.as_str()) && text.contains(what)).then_some(text)
+    };
+    fs::read_dir("/proc").expect("/proc").flatten().filter_map(command).collect()
 }
 
 /// Helper processes of an agent that have been there for a while.

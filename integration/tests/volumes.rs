@@ -329,7 +329,6 @@ fn volumes_of_other_kinds_are_refused_by_name() {
     let place = place();
     let agent = agent(&place, &[]);
     let kinds = [
-        ("csi", json!({ "driver": "d" })),
         ("fc", json!({ "targetWWNs": ["w"], "lun": 0 })),
         ("iscsi", json!({ "targetPortal": "p", "iqn": "iqn.2001-04.com.example:x", "lun": 0 })),
         ("gitRepo", json!({ "repository": "r" })),

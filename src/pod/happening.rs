@@ -162,8 +162,18 @@ fn failed(pod: &Pod, action: &Action, reason: &str, message: &str) -> Vec<Happen
         Action::LeaseAddresses | Action::CreateSandbox | Action::AttachNetwork => {
             of_pod("FailedCreatePodSandBox", "Failed to create pod sandbox")
         }
+        // It names the step itself.
+        Action::MountVolume(_) | Action::RefreshVolume(_) if message.starts_with("MapVolume.") => {
+            vec![Happening::warning(None, "FailedMapVolume", message)]
+        }
+        Action::MountVolume(_) | Action::RefreshVolume(_) if message.starts_with("MountVolume.") => {
+            vec![Happening::warning(None, "FailedMount", message)]
+        }
         Action::MountVolume(name) | Action::RefreshVolume(name) => {
             of_pod("FailedMount", &format!("MountVolume.SetUp failed for volume \"{name}\" "))
+        }
+        Action::UnmountVolumes if message.starts_with("Unm") => {
+            vec![Happening::warning(None, "FailedUnMount", message)]
         }
         Action::UnmountVolumes => of_pod("FailedUnMount", "UnmountVolume.TearDown failed"),
         Action::StopContainer { .. }

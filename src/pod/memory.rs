@@ -16,9 +16,16 @@ use super::{
     verdict::Verdict,
 };
 
-/// Reasons of failures that an object may mend: a volume's or a variable's source, a pull secret, a runtime class.
-const AWAITS_OBJECTS: [&str; 4] =
-    ["FailedMount", "CreateContainerConfigError", "ErrImagePull", "FailedCreatePodSandBox"];
+/// Reasons of failures that an object may mend (a volume's or a variable's source, a pull secret, a runtime class), or a
+/// storage driver that registers.
+const AWAITS_OBJECTS: [&str; 6] = [
+    "FailedMount",
+    "FailedMapVolume",
+    "FailedUnMount",
+    "CreateContainerConfigError",
+    "ErrImagePull",
+    "FailedCreatePodSandBox",
+];
 
 /// The memory of one actor.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -39,6 +39,16 @@ impl Layout {
         self.root.join("claims.json")
     }
 
+    /// Where plugins register: `<root>/plugins_registry`.
+    pub fn plugins_registry(&self) -> PathBuf {
+        self.root.join("plugins_registry")
+    }
+
+    /// Sockets of plugins, and what storage drivers keep for all pods of the node: `<root>/plugins`.
+    pub fn plugins(&self) -> PathBuf {
+        self.root.join("plugins")
+    }
+
     /// The socket of the local HTTP API.
     pub fn api_socket(&self) -> PathBuf {
         self.run.join("berth.sock")
@@ -111,6 +121,21 @@ impl PodDirs {
         self.dir.join("claims")
     }
 
+    /// What storage drivers may have done for a volume of the pod.
+    pub fn csi_file(&self, volume: &str) -> PathBuf {
+        self.csi().join(format!("{volume}.json"))
+    }
+
+    /// Records of the volumes that storage drivers provide.
+    pub fn csi(&self) -> PathBuf {
+        self.dir.join("csi")
+    }
+
+    /// That a storage driver has published a volume, completely, since the machine started.
+    pub fn published_file(&self, volume: &str) -> PathBuf {
+        self.run.join("csi").join(format!("{volume}.json"))
+    }
+
     /// Listening socket of the supervisor.
     pub fn supervisor_socket(&self) -> PathBuf {
         self.run.join("supervisor.sock")
@@ -139,6 +164,11 @@ impl PodDirs {
     /// A volume, in the kubelet's layout: `volumes/kubernetes.io~empty-dir/<name>`.
     pub fn volume(&self, plugin: &str, name: &str) -> PathBuf {
         self.volumes().join(plugin.replace('/', "~")).join(name)
+    }
+
+    /// The link to a volume that is a device, in the kubelet's layout: `volumeDevices/kubernetes.io~csi/<name>`.
+    pub fn volume_device(&self, plugin: &str, name: &str) -> PathBuf {
+        self.dir.join("volumeDevices").join(plugin.replace('/', "~")).join(name)
     }
 
     /// All volumes.

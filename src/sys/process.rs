@@ -157,6 +157,20 @@ pub fn set_parent_death_signal(signal: i32) -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) })
 }
 
+/// Whether this process is the leader of its process group.
+pub fn leads_its_group() -> bool {
+    // SAFETY: no arguments; neither can fail.
+    unsafe { libc::getpgrp() == libc::getpid() }
+}
+
+/// Whether anybody still holds the reading end of the pipe that `output` writes to.
+pub fn is_heard(output: BorrowedFd<'_>) -> bool {
+    let mut asked = libc::pollfd { fd: output.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one entry, which outlives the call; it does not wait.
+    unsafe { libc::poll(&raw mut asked, 1, 0) };
+    asked.revents & libc::POLLERR == 0
+}
+
 /// Orphans among the descendants of this process become its children (PR_SET_CHILD_SUBREAPER), as far as they are in its
 /// PID namespace. Not inherited by children.
 ///

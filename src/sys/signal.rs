@@ -97,6 +97,27 @@ pub fn is_pending(signal: c_int) -> bool {
     }
 }
 
+/// Has the whole process group of the caller killed once `signal` comes: a program that ends without a chance to tidy up
+/// takes along what it has started. A thread of its own waits for it, because one that waits in the kernel for a file
+/// system heeds nothing but a signal that ends the process. The caller must be the only thread so far.
+///
+/// # Errors
+/// EAGAIN when there can be no further thread.
+pub fn kill_group_upon(signal: c_int) -> io::Result<()> {
+    block(signal);
+    let wait = move || {
+        let (mut set, mut caught) = (empty_set(), 0);
+        // SAFETY: `set` is initialised and outlives the calls. The last one ends every process of the group, this one
+        // included; as the group is named by 0, it cannot be another one.
+        unsafe {
+            libc::sigaddset(&raw mut set, signal);
+            while libc::sigwait(&raw const set, &raw mut caught) != 0 {}
+            libc::kill(0, libc::SIGKILL);
+        }
+    };
+    std::thread::Builder::new().stack_size(64 << 10).spawn(wait).map(drop)
+}
+
 /// Blocks every signal in the calling thread for good, except SIGKILL and SIGSTOP.
 pub fn block_all() {
     std::mem::forget(BlockAll::new());

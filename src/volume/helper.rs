@@ -7,7 +7,10 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -22,7 +25,7 @@ use super::{
     ownership::{self, Ownership},
     remove, tear_down,
 };
-use crate::sys::{node, process};
+use crate::sys::{node, process, signal};
 
 /// `argv[0]` of a helper: what `main` dispatches on.
 pub const PROGRAM: &str = "berth-volume";
@@ -102,8 +105,10 @@ pub struct BlockDevice {
 /// The whole life of a helper.
 pub fn run() -> ExitCode {
     process::set_name(c"berth-volume");
-    // Nobody waits for the answer once the agent is gone. Ignoring: without it this ends a little later.
-    let _ = process::set_parent_death_signal(libc::SIGKILL);
+    if let Err(error) = end_with_the_agent() {
+        eprintln!("{PROGRAM}: {error}");
+        return ExitCode::FAILURE;
+    }
     let mut errand = Vec::new();
     let read = io::stdin().read_to_end(&mut errand);
     let errand: Errand = match read.map_err(serde_json::Error::io).and_then(|_| serde_json::from_slice(&errand)) {
@@ -116,6 +121,22 @@ pub fn run() -> ExitCode {
     let answer = perform(&errand).map_err(|error| chain(&error));
     let written = serde_json::to_vec(&answer).map_err(io::Error::from).and_then(|text| io::stdout().write_all(&text));
     if written.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Nobody waits for the answer once the agent is gone: what was started for the errand then ends as well, such as a
+/// mount(8) that would wait for its server all alone.
+fn end_with_the_agent() -> io::Result<()> {
+    // The agent starts it as the leader of a session, and so of a group of its own. Anybody else's must not be killed.
+    if !process::leads_its_group() {
+        return Err(io::Error::other("is started by the agent, in a session of its own"));
+    }
+    signal::kill_group_upon(libc::SIGTERM)?;
+    process::set_parent_death_signal(libc::SIGTERM)?;
+    // The agent may have died before that was asked for.
+    match process::is_heard(io::stdout().as_fd()) {
+        true => Ok(()),
+        false => Err(io::Error::other("the agent is gone")),
+    }
 }
 
 /// Does an errand, however long that takes.

@@ -30,6 +30,7 @@ use crate::{
         objects::{Objects, find},
         unsupported::{persistent_volume_kind, volume_kind},
     },
+    csi::volume::CsiVolume,
     image::{Image, ImageError, policy},
     obs::events::Severity,
     pod::{
@@ -92,7 +93,7 @@ struct Claimed<'a> {
 
 /// Whether a volume is set up here.
 pub(super) fn is_far(volume: &Volume) -> bool {
-    matches!(volume_kind(volume).0, "hostPath" | "image" | "nfs" | "persistentVolumeClaim" | "ephemeral")
+    matches!(volume_kind(volume).0, "csi" | "hostPath" | "image" | "nfs" | "persistentVolumeClaim" | "ephemeral")
 }
 
 fn failed(message: impl Into<String>) -> ActionError {
@@ -114,16 +115,24 @@ impl Host {
         if let Some(source) = &volume.image {
             return self.mount_image(pod, &volume.name, source).await;
         }
-        let mounted = if let Some(source) = &volume.host_path {
+        let mut renew_at = None;
+        let mounted = if let Some(source) = &volume.csi {
+            let csi = CsiVolume::inline(pod, &volume.name, source);
+            let mounted;
+            (mounted, renew_at) = self.mount_csi(pod, &volume.name, &csi, &objects).await?;
+            mounted
+        } else if let Some(source) = &volume.host_path {
             let kind = source.type_.as_deref().unwrap_or_default();
             MountedVolume::at(self.host_path(&source.path, kind).await?, false)
         } else if let Some(source) = &volume.nfs {
             self.mount_nfs(&volume.name, source, source.read_only == Some(true), Vec::new()).await?
         } else {
-            self.mount_claimed(pod, volume, objects).await?
+            let mounted;
+            (mounted, renew_at) = self.mount_claimed(pod, volume, objects).await?;
+            mounted
         };
         self.hold_volume(&volume.name, mounted);
-        Ok(Done::new(Outcome::Volume(Written::default())))
+        Ok(Done::new(Outcome::Volume(Written { renew_at, ..Written::default() })))
     }
 
     async fn host_path(&self, path: &str, kind: &str) -> Result<PathBuf, ActionError> {
@@ -215,9 +224,9 @@ impl Host {
         pod: &Arc<Pod>,
         volume: &Volume,
         objects: Arc<Objects>,
-    ) -> Result<MountedVolume, ActionError> {
+    ) -> Result<(MountedVolume, Option<Timestamp>), ActionError> {
         let bound = {
-            let (host, pod, volume) = (self.clone(), pod.clone(), volume.clone());
+            let (host, pod, volume, objects) = (self.clone(), pod.clone(), volume.clone(), objects.clone());
             blocking(move || host.bind(&pod, &volume, &objects)).await?
         };
         let default = PersistentVolumeSpec::default();
@@ -230,10 +239,14 @@ impl Host {
             read_only: volume.persistent_volume_claim.as_ref().is_some_and(|claim| claim.read_only == Some(true)),
             volume: bound.clone(),
         };
-        match mode {
+        if let Some(csi) = CsiVolume::persistent(&bound, claimed.read_only) {
+            return self.mount_csi(pod, &volume.name, &csi, &objects).await;
+        }
+        let mounted = match mode {
             "Block" => self.block_device(&claimed).await,
             _ => self.file_system(pod, &claimed).await,
-        }
+        };
+        Ok((mounted?, None))
     }
 
     /// The volume of a claim, or why there is none. Blocking.
@@ -383,6 +396,8 @@ impl Host {
     /// Unmounts and removes the volumes, and gives back what the pod's own claims had.
     pub(super) async fn unmount_volumes(self: &Arc<Self>) -> Result<Done, ActionError> {
         const REASON: &str = "FailedUnMount";
+        // Before anything is unmounted behind the back of a driver.
+        self.unpublish_volumes().await?;
         let volumes = self.dirs.volumes();
         if volumes.join("kubernetes.io~nfs").exists() {
             let errand = Errand::TearDown { volumes };
@@ -400,7 +415,7 @@ impl Host {
         let host = self.clone();
         let owned = blocking(move || {
             volume::tear_down(&host.dirs).map_err(|error| ActionError::new(REASON, &error))?;
-            for records in [host.dirs.images(), host.dirs.claims()] {
+            for records in [host.dirs.images(), host.dirs.claims(), host.dirs.csi()] {
                 remove::remove_tree(&records).map_err(|error| ActionError::new(REASON, &error))?;
             }
             host.shared.claims.owned_by(host.uid()).map_err(|error| ActionError::new(REASON, &error))

@@ -97,6 +97,12 @@ impl Helpers {
         self.cancelled.send_replace(true);
     }
 
+    /// Waits until they are cancelled.
+    pub async fn cancelled(&self) {
+        // The sender is ours.
+        let _ = self.cancelled.subscribe().wait_for(|cancelled| *cancelled).await;
+    }
+
     /// Does an errand that is about `subject` (`/srv/data`). [`Helpers::cancel`] ends it if it `sets_up` something.
     pub async fn send(
         &self,

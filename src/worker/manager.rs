@@ -253,6 +253,20 @@ impl Manager {
         }
     }
 
+    /// A storage driver has registered: what failed for want of it is tried again by the pods that may have a volume of
+    /// it. Which driver a claim leads to is found out by trying.
+    pub fn drivers_changed(&self) {
+        for running in self.running.values().filter(|running| !running.rejected) {
+            let volumes = running.record.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+            let mut of_drivers = volumes.filter(|volume| {
+                volume.csi.is_some() || volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
+            });
+            if of_drivers.next().is_some() {
+                running.wanted.send_modify(|wanted| wanted.objects += 1);
+            }
+        }
+    }
+
     fn remove(&mut self, uid: &str) {
         if let Some(gone) = self.running.remove(uid) {
             info!(pod = gone.full_name, uid, "pod removed");

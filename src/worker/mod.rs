@@ -5,6 +5,7 @@ pub mod actor;
 #[cfg(test)]
 mod actor_tests;
 pub mod claims;
+mod csi;
 mod env_file;
 pub mod execute;
 mod far_volumes;

@@ -225,7 +225,7 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
     // What may be there is assumed to be: removing what is not is Ok.
     observed.leftovers = Leftovers {
         cgroups: true,
-        volumes: host.dirs.volumes().exists(),
+        volumes: host.dirs.volumes().exists() || host.dirs.csi().exists(),
         network: observed.network != Network::Absent,
     };
     let host: Arc<dyn PodHost> = host;

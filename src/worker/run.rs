@@ -28,11 +28,13 @@ use crate::{
     api::problem::ManifestProblem,
     cgroup::CgroupError,
     config::NodeConfig,
+    csi::drivers,
     image::ImageError,
     obs::{
         chain::Chain,
         event_file::{self, EventFile},
     },
+    plugin,
     pod::{
         NodeView,
         backoff::BackoffPolicy,
@@ -285,6 +287,10 @@ impl Agent {
         }
         let mut objects = self.shared.objects.subscribe();
         objects.mark_changed();
+        let registry = self.shared.config.layout.plugins_registry();
+        let storage: Arc<dyn plugin::Handler> = Arc::new(self.shared.csi.drivers.clone());
+        let mut drivers = self.shared.csi.drivers.registered();
+        let plugins = tokio::spawn(plugin::registry::follow(registry, [(drivers::KIND, storage)].into()));
         let ruleset = tokio::spawn(ruleset::keep(self.shared.clone()));
         let events = tokio::spawn(event_file::keep(self.event_file.clone(), self.shared.events.clone()));
         tokio::pin!(stop);
@@ -308,6 +314,11 @@ impl Agent {
                     let now = objects.borrow_and_update().clone();
                     self.manager.objects_changed(now);
                 }
+                // Its sender lives as long as the shared state.
+                Ok(()) = drivers.changed() => {
+                    drivers.mark_unchanged();
+                    self.manager.drivers_changed();
+                }
                 () = self.manager.pod_gone() => self.reconcile(),
                 Some(update) = self.updates.recv() => self.manager.update(update),
                 () = tidying => {
@@ -323,6 +334,7 @@ impl Agent {
         if let Err(error) = self.keeper.await {
             warn!(%error, "what pods refer to was not written down");
         }
+        plugins.abort();
         // Before our own table is removed on purpose.
         ruleset.abort();
         let _ = ruleset.await;

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{
     claims::Claims,
+    csi::Csi,
     execute::Host,
     host::{PodEvent, PodHost},
     machine,
@@ -83,6 +84,8 @@ pub struct Shared {
     pub events: Recorder,
     /// Which persistent volume belongs to which claim.
     pub claims: Claims,
+    /// Storage drivers, and what they have done.
+    pub csi: Csi,
     /// The objects pods refer to; the sending half fills it.
     pub objects: watch::Sender<Arc<Objects>>,
     /// Tokens of service accounts.
@@ -232,6 +235,7 @@ impl Shared {
             tokens: Arc::new(tokens),
             objects,
             claims: Claims::new(config.layout.claims()),
+            csi: Csi::default(),
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),
             classes: Mutex::default(),

@@ -56,6 +56,8 @@ const RULES: &[Rule] = &[
     Rule { module: "cgroup", may_use: &["cgroup", "sys", "api", "supervisor::spec"], never: &["tokio"] },
     Rule { module: "image", may_use: &["image", "store", "sys"], never: &["k8s_openapi"] },
     Rule { module: "network", may_use: &["network", "store", "api"], never: &["tokio"] },
+    Rule { module: "plugin", may_use: &["plugin"], never: &["k8s_openapi"] },
+    Rule { module: "csi", may_use: &["csi", "plugin", "api"], never: &["std::fs", "nix", "libc", "Timestamp::now"] },
     Rule {
         module: "probe",
         may_use: &["probe", "runtime::client", "supervisor::spec", "sys"],

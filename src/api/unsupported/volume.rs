@@ -1,10 +1,10 @@
 //! The kinds of volumes.
 
 use k8s_openapi::api::core::v1::{
-    ClusterTrustBundleProjection, ConfigMapVolumeSource, DownwardAPIVolumeSource, EmptyDirVolumeSource,
-    EphemeralVolumeSource, HostPathVolumeSource, ImageVolumeSource, NFSVolumeSource, PersistentVolume,
-    PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, PersistentVolumeClaimVolumeSource, PersistentVolumeSpec,
-    ProjectedVolumeSource, SecretVolumeSource, Volume, VolumeProjection,
+    CSIVolumeSource, ClusterTrustBundleProjection, ConfigMapVolumeSource, DownwardAPIVolumeSource,
+    EmptyDirVolumeSource, EphemeralVolumeSource, HostPathVolumeSource, ImageVolumeSource, NFSVolumeSource,
+    PersistentVolume, PersistentVolumeClaimSpec, PersistentVolumeClaimTemplate, PersistentVolumeClaimVolumeSource,
+    PersistentVolumeSpec, ProjectedVolumeSource, SecretVolumeSource, Volume, VolumeProjection,
 };
 
 use super::Issues;
@@ -26,6 +26,10 @@ pub(super) fn check(volume: &Volume, path: &str, issues: &mut Issues) {
     }
     if let Some(source) = &volume.nfs {
         let NFSVolumeSource { path: _, read_only: _, server: _ } = source;
+    }
+    if let Some(source) = &volume.csi {
+        let CSIVolumeSource { driver: _, fs_type: _, node_publish_secret_ref: _, read_only: _, volume_attributes: _ } =
+            source;
     }
     if let Some(source) = &volume.persistent_volume_claim {
         let PersistentVolumeClaimVolumeSource { claim_name: _, read_only: _ } = source;
@@ -195,7 +199,6 @@ pub fn volume_kind(volume: &Volume) -> (&'static str, bool) {
         ("azureFile", azure_file.is_some()),
         ("cephfs", cephfs.is_some()),
         ("cinder", cinder.is_some()),
-        ("csi", csi.is_some()),
         ("fc", fc.is_some()),
         ("flexVolume", flex_volume.is_some()),
         ("flocker", flocker.is_some()),
@@ -216,6 +219,7 @@ pub fn volume_kind(volume: &Volume) -> (&'static str, bool) {
     }
     let provided = [
         ("configMap", config_map.is_some()),
+        ("csi", csi.is_some()),
         ("downwardAPI", downward_api.is_some()),
         ("emptyDir", empty_dir.is_some()),
         ("ephemeral", ephemeral.is_some()),

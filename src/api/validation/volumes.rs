@@ -90,6 +90,12 @@ fn far_source(path: &str, volume: &Volume, errors: &mut Errors) {
             errors.push(FieldError::invalid(format!("{path}.nfs.path"), &nfs.path, "must be an absolute path"));
         }
     }
+    if let Some(csi) = &volume.csi {
+        errors.check(&format!("{path}.csi.driver"), &csi.driver, names::driver_name(&csi.driver));
+        if csi.node_publish_secret_ref.as_ref().is_some_and(|secret| secret.name.is_empty()) {
+            errors.push(FieldError::required(format!("{path}.csi.nodePublishSecretRef.name")));
+        }
+    }
     if let Some(claim) = &volume.persistent_volume_claim
         && claim.claim_name.is_empty()
     {

@@ -106,6 +106,20 @@ pub(super) fn volume(volume: &PersistentVolume, errors: &mut Errors) {
         if source.volume_handle.is_empty() {
             errors.push(FieldError::required("spec.csi.volumeHandle"));
         }
+        let secrets = [
+            ("controllerPublishSecretRef", &source.controller_publish_secret_ref),
+            ("nodeStageSecretRef", &source.node_stage_secret_ref),
+            ("nodePublishSecretRef", &source.node_publish_secret_ref),
+            ("controllerExpandSecretRef", &source.controller_expand_secret_ref),
+            ("nodeExpandSecretRef", &source.node_expand_secret_ref),
+        ];
+        for (field, secret) in secrets.into_iter().filter_map(|(field, secret)| Some((field, secret.as_ref()?))) {
+            for (part, text) in [("name", &secret.name), ("namespace", &secret.namespace)] {
+                if text.as_deref().unwrap_or_default().is_empty() {
+                    errors.push(FieldError::required(format!("spec.csi.{field}.{part}")));
+                }
+            }
+        }
     }
     let policy = spec.persistent_volume_reclaim_policy.as_deref();
     errors.one_of_if_set("spec.persistentVolumeReclaimPolicy", policy, &["Delete", "Recycle", "Retain"]);
