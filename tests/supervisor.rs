@@ -191,6 +191,7 @@ impl World {
             stdio: StdioSpec::default(),
             log: LogSpec { path: self.directories.log_file(name, 0), max_size: 0, max_files: 5 },
             stop_signal: libc::SIGTERM,
+            handler: None,
         };
         change(&mut launch);
         durable::write_json(&attempt.launch_file(), &launch).unwrap();

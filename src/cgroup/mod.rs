@@ -56,6 +56,7 @@ use self::{
     kill::KillWay,
     mounts::{Mount, Mounts},
 };
+use crate::api::qos::QosClass;
 
 /// A controller berth uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -135,6 +136,8 @@ pub struct Cgroups {
     /// v1 mounts the agent is not at the top of: a pod's supervisor moves into their `kubepods`, so that nothing of
     /// the agent's own cgroup (a systemd service's TasksMax, its end) limits or kills the pod.
     moved_out: Vec<Mount>,
+    /// Further v1 mounts, in which other runtimes make cgroups of the same names: only to be tidied up.
+    others: Vec<PathBuf>,
     /// What all pods may have together; `None`: all there is.
     node_limits: Option<NodeLimits>,
     kill_way: OnceLock<KillWay>,
@@ -173,7 +176,9 @@ impl Cgroups {
         };
         let mut v1 = BTreeMap::new();
         let mut moved_out = Vec::new();
+        let mut others = Vec::new();
         for mount in mounts.v1 {
+            others.push(mount.path.clone());
             for controller in Controller::ALL {
                 if mount.controllers.iter().any(|name| name == controller.name()) {
                     v1.insert(controller, mount.path.clone());
@@ -189,6 +194,7 @@ impl Cgroups {
             offered,
             v1,
             moved_out,
+            others,
             node_limits: None,
             kill_way: OnceLock::new(),
             memsw: OnceLock::new(),
@@ -198,6 +204,18 @@ impl Cgroups {
             cgroups.require(controller)?;
         }
         Ok(cgroups)
+    }
+
+    /// Whether other runtimes make containers in this tree: they use all hierarchies that are mounted. What such a one has
+    /// left in an earlier life of the agent counts, too.
+    pub fn share_with_runtimes(&mut self, share: bool) {
+        let kubepods = self.parent.join(path::KUBEPODS);
+        self.others.retain(|mount| share || mount.join(&kubepods).exists());
+    }
+
+    /// The cgroup of a container by its name in every hierarchy, from the root of each.
+    pub fn leaf_path(&self, qos: QosClass, uid: &str, leaf: &str) -> PathBuf {
+        Path::new("/").join(&self.parent).join(path::leaf(qos, uid, leaf))
     }
 
     /// Limits all pods together from the time when the tree is made.
@@ -259,7 +277,8 @@ impl Cgroups {
     /// `relative` in every hierarchy in which it may exist, each once, the tracking one first.
     fn everywhere(&self, relative: &Path) -> Vec<PathBuf> {
         let mut paths = vec![self.tracking(relative)];
-        for mount in self.v1.values().chain(self.moved_out.iter().map(|mount| &mount.path)) {
+        let mounts = self.v1.values().chain(self.moved_out.iter().map(|mount| &mount.path)).chain(&self.others);
+        for mount in mounts {
             let path = self.below(mount, relative);
             if !paths.contains(&path) {
                 paths.push(path);

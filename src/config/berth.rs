@@ -3,7 +3,7 @@
 use super::schema::{
     Field,
     Literal::{Bool as B, Integer as I, Text as T, Unset},
-    Shape::{Bool, Integer, List, Map, Object, Text},
+    Shape::{Bool, Duration, Integer, List, Map, Object, Text},
     idle, later, object, used, used_unless_zero,
 };
 
@@ -20,6 +20,14 @@ const REGISTRY: &[Field] = &[
     used("caFile", Text, Unset),
     used("username", Text, Unset),
     used("passwordFile", Text, Unset),
+];
+
+/// One RuntimeClass handler.
+pub(super) const HANDLER: &[Field] = &[
+    used("name", Text, Unset),
+    used("path", Text, Unset),
+    used("arguments", List(&Text), Unset),
+    used("timeout", Duration, T("1m")),
 ];
 
 /// The fields.
@@ -48,6 +56,7 @@ pub const FIELDS: &[Field] = &[
     ),
     used("registries", List(&Object(REGISTRY)), Unset),
     later("registryAuthFile", Text, Unset),
+    object("runtime", &[used("handlers", List(&Object(HANDLER)), Unset)]),
     object("supervisor", &[used("oomScoreAdj", Integer(-1000, 1000), I(-998))]),
     object("events", &[used("kept", Integer(0, 100_000), I(1000))]),
 ];

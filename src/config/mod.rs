@@ -5,6 +5,7 @@
 
 pub mod berth;
 pub mod document;
+mod handlers;
 pub mod identity;
 pub mod kubelet;
 mod node_config;

@@ -6,7 +6,7 @@ use berth_cni::NetworkConfig;
 use k8s_openapi::api::core::v1::Taint;
 use serde::Serialize;
 
-use crate::{api::resources::Resources, store::layout::Layout};
+use crate::{api::resources::Resources, runtime::handler::HandlerConfig, store::layout::Layout};
 
 /// Everything the agent runs with, resolved and checked.
 #[derive(Debug, Clone)]
@@ -88,6 +88,8 @@ pub struct NodeConfig {
     pub registries: Vec<Registry>,
     /// Docker-style `config.json` with credentials for registries.
     pub registry_auth_file: Option<PathBuf>,
+    /// RuntimeClass handlers beside the agent itself.
+    pub handlers: Vec<HandlerConfig>,
     /// Pod network.
     pub network: NetworkConfig,
     /// Events.

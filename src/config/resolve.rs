@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use super::{
     EventLimits, ImageCollection, LogFormat, LogOptions, NodeConfig, Registry, berth,
     document::{Node, Value},
-    identity, kubelet, reserved,
+    handlers, identity, kubelet, reserved,
     schema::{Field, Findings, Shape},
     values::{format_duration, parse_bytes, parse_duration},
 };
@@ -112,7 +112,7 @@ impl Reader<'_> {
     }
 }
 
-fn texts(node: Option<&Node>) -> Vec<(&Node, &str)> {
+pub(super) fn texts(node: Option<&Node>) -> Vec<(&Node, &str)> {
     match node.map(|node| &node.value) {
         Some(Value::List(items)) => items
             .iter()
@@ -196,6 +196,7 @@ pub(super) fn resolve(
         },
         registries: registries(berth_node, findings),
         registry_auth_file: berth.path("registryAuthFile"),
+        handlers: handlers::handlers(berth_node, findings),
         network: network(kubelet_node, berth_node, &berth, findings),
         events: EventLimits {
             qps: kubelet.count("eventRecordQPS"),

@@ -100,6 +100,12 @@ fn a_file_with_every_field_is_read() {
     assert_eq!(loaded.config.log, LogOptions { format: LogFormat::Json, verbosity: 4 });
     assert_eq!(loaded.config.network.subnets.len(), 2);
     assert_eq!(loaded.config.registries[0].mirrors, ["http://127.0.0.1:5000"]);
+    let [runc, gvisor] = loaded.config.handlers.as_slice() else { panic!("{:?}", loaded.config.handlers) };
+    assert_eq!((runc.name.as_str(), runc.timeout.as_secs()), ("runc", 60));
+    assert_eq!(
+        (gvisor.arguments.as_slice(), gvisor.timeout.as_secs()),
+        (["--platform=systrap".to_owned()].as_slice(), 90)
+    );
     for section in [Section::Kubelet, Section::Berth] {
         for field in section.fields() {
             assert!(text.contains(&format!("\n{}:", field.name)), "{} is missing in the sample", field.name);
@@ -163,6 +169,32 @@ fn all_mistakes_are_reported_at_once_with_file_line_and_path() {
     }
     assert!(mistakes.iter().any(|mistake| mistake.starts_with("conf.d/30-c.conf:")), "{mistakes:#?}");
     assert_eq!(mistakes.len(), expected.len() + 1, "{mistakes:#?}");
+}
+
+#[test]
+fn a_runtime_handler_is_a_name_and_a_program() {
+    let text = |handlers: &str| format!("{BERTH_HEAD}runtime: {{handlers: [{handlers}]}}\n");
+    let mistake = |handlers: &str| {
+        let files = Files::new();
+        let config = files.write("config.yaml", &text(handlers));
+        files.mistakes(&Flags { config: Some(config), ..Flags::default() })
+    };
+    assert!(
+        of_file(&text("{name: runc, path: /usr/sbin/runc}, {name: crun, path: /usr/bin/crun, timeout: 5s}")).is_ok()
+    );
+    for (handlers, expected) in [
+        ("{path: /x}", "runtime.handlers[0]: name is missing"),
+        ("{name: berth, path: /x}", r#"runtime.handlers[0]: name: "berth" is berth itself"#),
+        ("{name: Runc, path: /x}", r#"runtime.handlers[0]: name: "Runc" is not a DNS label"#),
+        ("{name: a, path: /x}, {name: a, path: /y}", r#"runtime.handlers[1]: a second handler "a""#),
+        ("{name: a, path: runc}", r#"runtime.handlers[0]: path: "runc" is not an absolute path"#),
+        ("{name: a}", r#"runtime.handlers[0]: path: "" is not an absolute path"#),
+        ("{name: a, path: /x, timeout: 0s}", "runtime.handlers[0]: timeout: must be more than 0"),
+        ("{name: a, path: /x, root: /y}", "runtime.handlers[0].root: unknown field"),
+    ] {
+        let found = mistake(handlers);
+        assert!(found.len() == 1 && found[0].contains(expected), "{handlers}: {found:?}");
+    }
 }
 
 #[test]

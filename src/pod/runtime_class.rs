@@ -13,13 +13,24 @@ use crate::api::{
 };
 
 /// Names of the handler that is this program.
-const OWN: [&str; 2] = ["", "berth"];
+pub const OWN: [&str; 2] = ["", "berth"];
+
+/// Name of the handler that a class has for the pod, unless that is this program itself.
+pub fn handler<'a>(spec: &PodSpec, classes: &'a ByName<RuntimeClass>) -> Option<&'a str> {
+    let class = find(classes, "", spec.runtime_class_name.as_deref().filter(|name| !name.is_empty())?)?;
+    Some(class.handler.as_str()).filter(|handler| !OWN.contains(handler))
+}
 
 /// Puts into `spec` what its class says: overhead, node selector, tolerations. A pod without a class stays as it is.
+/// `has_handler` says whether the node has a handler of this name beside this program.
 ///
 /// # Errors
 /// There is no such class, its handler does not run pods here, or the pod contradicts it.
-pub fn apply(spec: &mut PodSpec, classes: &ByName<RuntimeClass>) -> Result<(), Rejection> {
+pub fn apply(
+    spec: &mut PodSpec,
+    classes: &ByName<RuntimeClass>,
+    has_handler: &dyn Fn(&str) -> bool,
+) -> Result<(), Rejection> {
     let Some(name) = spec.runtime_class_name.clone().filter(|name| !name.is_empty()) else { return Ok(()) };
     let refuse = |message: String| Err(Rejection { reason: "FailedCreatePodSandBox".to_owned(), message });
     let Some(class) = find(classes, "", &name) else {
@@ -27,7 +38,16 @@ pub fn apply(spec: &mut PodSpec, classes: &ByName<RuntimeClass>) -> Result<(), R
     };
     let handler = class.handler.as_str();
     if !OWN.contains(&handler) {
-        return refuse(format!("failed to get sandbox runtime: no runtime for {handler:?} is configured"));
+        if !has_handler(handler) {
+            return refuse(format!(
+                "failed to get sandbox runtime: RuntimeHandler {handler:?} not supported: no runtime for {handler:?} is configured"
+            ));
+        }
+        if spec.host_users == Some(false) {
+            return refuse(format!(
+                "can't set `spec.hostUsers: false`, RuntimeClass handler {handler:?} does not support user namespaces"
+            ));
+        }
     }
     if let Some(fixed) = class.overhead.as_ref().and_then(|overhead| overhead.pod_fixed.as_ref()) {
         match &spec.overhead {
@@ -82,6 +102,7 @@ mod tests {
         BTreeMap::from([
             class("plain", json!({"handler": "berth"})),
             class("kata", json!({"handler": "kata"})),
+            class("runc", json!({"handler": "runc"})),
             class(
                 "heavy",
                 json!({
@@ -98,9 +119,9 @@ mod tests {
 
     fn applied(spec: Value) -> Result<PodSpec, String> {
         let mut spec: PodSpec = serde_json::from_value(spec).unwrap();
-        apply(&mut spec, &classes()).map_err(|rejection| rejection.message)?;
+        apply(&mut spec, &classes(), &|name| name == "runc").map_err(|rejection| rejection.message)?;
         let once = spec.clone();
-        apply(&mut spec, &classes()).unwrap();
+        apply(&mut spec, &classes(), &|name| name == "runc").unwrap();
         assert_eq!(spec, once, "doing it again changes nothing");
         Ok(spec)
     }
@@ -120,6 +141,19 @@ mod tests {
     }
 
     #[test]
+    fn a_class_names_the_handler_that_is_not_this_program() {
+        let of = |class: &str| {
+            let spec: PodSpec = serde_json::from_value(json!({"containers": [], "runtimeClassName": class})).unwrap();
+            handler(&spec, &classes()).map(str::to_owned)
+        };
+        assert_eq!(of("runc").as_deref(), Some("runc"));
+        assert!(applied(json!({"containers": [], "runtimeClassName": "runc"})).is_ok());
+        for own in ["", "plain", "heavy", "gone"] {
+            assert_eq!(of(own), None, "{own}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_had_is_refused_by_name() {
         for (spec, message) in [
             (
@@ -128,7 +162,11 @@ mod tests {
             ),
             (
                 json!({"runtimeClassName": "kata"}),
-                "failed to get sandbox runtime: no runtime for \"kata\" is configured",
+                "failed to get sandbox runtime: RuntimeHandler \"kata\" not supported: no runtime for \"kata\" is configured",
+            ),
+            (
+                json!({"runtimeClassName": "runc", "hostUsers": false}),
+                "can't set `spec.hostUsers: false`, RuntimeClass handler \"runc\" does not support user namespaces",
             ),
             (
                 json!({"runtimeClassName": "heavy", "overhead": {"cpu": "1"}}),

@@ -277,6 +277,7 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
             max_files: options.log_max_files,
         },
         stop_signal: process::stop_signal(container, &image.stop_signal)?,
+        handler: None,
     })
 }
 

@@ -9,6 +9,7 @@ pub mod devices;
 pub mod env;
 pub mod env_file;
 pub mod expansion;
+pub mod handler;
 pub mod launch;
 pub mod limits;
 pub mod mounts;

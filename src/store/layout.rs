@@ -151,6 +151,11 @@ impl PodDirs {
         self.run.join("probes.json")
     }
 
+    /// State of the OCI runtime that makes the pod's containers.
+    pub fn runtime_state(&self) -> PathBuf {
+        self.run.join("runtime")
+    }
+
     /// What the supervisor had to say on standard error.
     pub fn supervisor_log(&self) -> PathBuf {
         self.run.join("supervisor.log")
@@ -248,6 +253,11 @@ impl AttemptDirs {
     /// Writable layer.
     pub fn upper(&self) -> PathBuf {
         self.dir.join("upper")
+    }
+
+    /// OCI bundle, where a runtime of its own makes the container.
+    pub fn bundle(&self) -> PathBuf {
+        self.dir.join("bundle")
     }
 
     /// Overlay work directory.

@@ -13,6 +13,7 @@ use std::{
 
 use super::{
     container::{self, ChildStdio, LaunchContext, Spawned, StatusOutcome},
+    handler::{Conductor, Word},
     kill,
     log::{LogFile, Stream, now},
     protocol::RunningContainer,
@@ -55,6 +56,11 @@ const READS_TO_DRAIN: usize = 64;
 pub enum Phase {
     /// The child sets itself up. Its report says how that went; its end without a report is a failure, too.
     Starting(Status),
+    /// A runtime makes it: its conductor says how that goes.
+    Conducted {
+        /// How the first process ended, and when, if that was seen before the word that it was started.
+        ended: Option<(Ended, i64)>,
+    },
     /// Set-up has failed and the child is about to end. Its end makes the record.
     Failed(StartError),
     /// exec has succeeded.
@@ -182,9 +188,11 @@ pub struct Attempt {
     /// Standard input ends with the first attachment.
     pub stdin_once: bool,
     keep_stdin: bool,
-    /// First process.
+    /// First process. (Of a container that a runtime makes, its conductor until that process is there.)
     pub pid: i32,
     pidfd: OwnedFd,
+    /// Who calls the runtime that makes the container, if one does.
+    pub conductor: Option<Box<Conductor>>,
     /// Where the word to go is written, while the program is held.
     gate: Option<OwnedFd>,
     /// Where it stands.
@@ -265,6 +273,16 @@ impl Attempt {
             let (error_reader, stderr) = reading_pipe().map_err(streams)?;
             (ChildStdio::Pipes { stdin, stdout, stderr }, writer, Some((out_reader, error_reader)))
         };
+        if launch.handler.is_some() {
+            return Attempt::conduct(
+                directory,
+                launch,
+                context,
+                hold,
+                (log, oom_kills_before),
+                (stdio, stdin, outputs),
+            );
+        }
         let gate =
             if hold { Some(process::pipe().map_err(|error| start_error("make the gate", &error))?) } else { None };
         let context = LaunchContext { gate: gate.as_ref().map(|(reader, _)| reader.as_fd()), ..*context };
@@ -284,6 +302,7 @@ impl Attempt {
             keep_stdin: launch.stdio.stdin,
             pid,
             pidfd,
+            conductor: None,
             gate: gate.map(|(_, writer)| writer),
             phase: Phase::Starting(status),
             log,
@@ -300,21 +319,138 @@ impl Attempt {
         })
     }
 
+    /// Starts the conductor of an attempt that a runtime makes.
+    fn conduct(
+        directory: &Path,
+        launch: LaunchSpec,
+        context: &LaunchContext<'_>,
+        hold: bool,
+        (log, oom_kills_before): (LogFile, u64),
+        (stdio, stdin, outputs): (ChildStdio, Option<OwnedFd>, Option<(OwnedFd, OwnedFd)>),
+    ) -> Result<Attempt, StartError> {
+        let words = outputs.as_ref().map(|(_, error_reader)| error_reader.as_fd());
+        let (conductor, pidfd) = Conductor::start(&launch, stdio, words, context, hold)?;
+        let (stdout, stderr) = outputs.unzip();
+        let output = |source| Output { source, partial: Vec::new() };
+        Ok(Attempt {
+            directory: directory.to_owned(),
+            container: launch.container,
+            attempt: launch.attempt,
+            id: launch.id,
+            cgroup: launch.cgroup,
+            private_pid: launch.pid == PidMode::Container,
+            terminal: launch.stdio.tty,
+            stdin_once: launch.stdio.stdin_once,
+            keep_stdin: launch.stdio.stdin,
+            pid: conductor.pid,
+            pidfd,
+            conductor: Some(Box::new(conductor)),
+            gate: None,
+            phase: Phase::Conducted { ended: None },
+            log,
+            stdout: stdout.map(output),
+            stderr: stderr.map(output),
+            stdin,
+            oom_kills_before,
+            started_at: 0,
+            stages: Vec::new(),
+            user: Default::default(),
+            waiting: Vec::new(),
+            warnings: Vec::new(),
+            end_warning: None,
+        })
+    }
+
+    /// Takes in a word of the conductor's, and what came with it. `parent` is this process.
+    pub fn heard(&mut self, word: Word, descriptor: Option<OwnedFd>, parent: i32) -> Outcome {
+        let Phase::Conducted { ended } = self.phase else { return Outcome::Nothing };
+        match word {
+            Word::Created { pid } => {
+                if let Err(error) = self.take_over(pid, descriptor, parent) {
+                    if let Some(conductor) = &self.conductor {
+                        conductor.give_up();
+                    }
+                    self.phase = Phase::Failed(error);
+                }
+                Outcome::Nothing
+            }
+            Word::Started { stages, user, warnings } => {
+                self.phase = Phase::Running;
+                (self.stages, self.user, self.warnings) = (stages, user, warnings);
+                self.started_at = ended.map_or_else(now, |(_, at)| at.min(now()));
+                if let Some((ended, finished_at)) = ended {
+                    self.drain(ended, finished_at);
+                }
+                Outcome::Started
+            }
+            Word::Failed(error) => {
+                self.phase = Phase::Failed(error);
+                Outcome::Nothing
+            }
+            Word::Done { .. } => Outcome::Nothing,
+        }
+    }
+
+    /// Takes over the first process that the runtime has made: a child of ours since the runtime has ended.
+    fn take_over(&mut self, pid: i32, console: Option<OwnedFd>, parent: i32) -> Result<(), StartError> {
+        let failed = |error: io::Error| start_error("take over the container's first process", &error);
+        let pidfd = pidfd::open(pid).map_err(failed)?;
+        // Looked at after the descriptor was opened: as a child that was not reaped it is no other process.
+        if process::parent(pid).map_err(failed)? != parent {
+            return Err(failed(io::ErrorKind::NotFound.into()));
+        }
+        (self.pid, self.pidfd) = (pid, pidfd);
+        self.adopt_console(console)?;
+        if let Some(conductor) = &mut self.conductor {
+            conductor.adopted();
+        }
+        Ok(())
+    }
+
+    /// The conductor has ended. One that has not said that the container runs has failed.
+    pub fn conductor_ended(&mut self) -> Outcome {
+        self.conductor = None;
+        let error = match &self.phase {
+            Phase::Failed(error) => error.clone(),
+            Phase::Conducted { .. } => StartError {
+                step: "make the container".to_owned(),
+                errno: 0,
+                message: "the process that calls its runtime was killed".to_owned(),
+                reason: "StartError".to_owned(),
+            },
+            _ => {
+                self.warnings.push("the process that calls its runtime has ended".to_owned());
+                return Outcome::Nothing;
+            }
+        };
+        // Whatever the runtime has made of it by now.
+        self.kill();
+        self.record(record::of_failure(&self.id, now(), error))
+    }
+
     /// Lets a held program go. Repeated, and for one that was not held, it does nothing.
     pub fn release(&mut self) {
         if let Some(gate) = self.gate.take() {
             // Fails only when the process has ended, which is told elsewhere.
             let _ = File::from(gate).write_all(&[1]);
         }
+        if let Some(conductor) = &mut self.conductor {
+            conductor.release();
+        }
     }
 
     /// exec has succeeded, and the end is not on record yet.
     pub fn has_run(&self) -> bool {
         match &self.phase {
-            Phase::Starting(_) | Phase::Failed(_) => false,
+            Phase::Starting(_) | Phase::Conducted { .. } | Phase::Failed(_) => false,
             Phase::Running | Phase::Draining { .. } => true,
             Phase::Unrecorded { record, .. } => record.start_error.is_none(),
         }
+    }
+
+    /// Its program runs, as far as is known.
+    pub fn runs(&self) -> bool {
+        matches!(self.phase, Phase::Running)
     }
 
     /// Its first process, while it exists.
@@ -380,7 +516,11 @@ impl Attempt {
         self.stages = set_up.stages;
         self.user = set_up.user;
         self.warnings = set_up.warnings;
-        if let Some(console) = set_up.console {
+        self.adopt_console(set_up.console)
+    }
+
+    fn adopt_console(&mut self, console: Option<OwnedFd>) -> Result<(), StartError> {
+        if let Some(console) = console {
             let adopt = || {
                 stream::set_nonblocking(console.as_fd())?;
                 if self.keep_stdin { console.try_clone().map(Some) } else { Ok(None) }
@@ -444,16 +584,29 @@ impl Attempt {
             status.read();
             outcome = self.finish_status();
         }
+        if let Phase::Conducted { ended: seen } = &mut self.phase {
+            // Either its program was short, or it never ran: the conductor is about to say which.
+            *seen = Some((ended, now()));
+            return Outcome::Nothing;
+        }
         if let Phase::Failed(error) = &self.phase {
+            if self.conductor.is_some() {
+                // Whose end is the end of the attempt.
+                return Outcome::Nothing;
+            }
             let error = error.clone();
             return self.record(record::of_failure(&self.id, now(), error));
         }
+        self.drain(ended, now());
+        outcome
+    }
+
+    fn drain(&mut self, ended: Ended, finished_at: i64) {
         if !self.private_pid {
             // In a shared PID namespace nothing else takes the rest of the container along.
             self.kill();
         }
-        self.phase = Phase::Draining { ended, finished_at: now(), deadline: Instant::now() + DRAIN };
-        outcome
+        self.phase = Phase::Draining { ended, finished_at, deadline: Instant::now() + DRAIN };
     }
 
     /// Writes the exit record if all is known by now: the process reaped, and its output read to the end (or `waited`
@@ -507,7 +660,7 @@ impl Attempt {
         match self.phase {
             Phase::Draining { deadline, .. } => Some(deadline),
             Phase::Unrecorded { retry_at, .. } => Some(retry_at),
-            Phase::Starting(_) | Phase::Failed(_) | Phase::Running => None,
+            Phase::Starting(_) | Phase::Conducted { .. } | Phase::Failed(_) | Phase::Running => None,
         }
     }
 
@@ -526,6 +679,13 @@ impl Attempt {
     pub fn kill(&mut self) {
         if let Err(error) = kill::everything_in(&self.cgroup) {
             self.end_warning = Some(format!("kill the cgroup: {error}, ignoring"));
+        }
+        if let (Some(conductor), false) = (&self.conductor, self.has_run()) {
+            conductor.give_up();
+            if !conductor.has_adopted() {
+                // The process is the conductor, which has to tidy up.
+                return;
+            }
         }
         let _ = self.signal(libc::SIGKILL);
     }

@@ -11,6 +11,7 @@ use super::{
     attempt::{SetUp, Status, start_error},
     container::{self, ChildStdio, LaunchContext, Spawned, TAKE_ALL},
     exec_group::ExecGroup,
+    handler,
     spec::{ExecSpec, LaunchSpec, StartError},
 };
 use crate::sys::pidfd;
@@ -37,6 +38,8 @@ pub struct Exec {
     pub failure: Option<StartError>,
     /// Ends with its connection.
     pub bound: bool,
+    /// Its process is one of ours, which waits for the program and kills it when it is told to.
+    by_proxy: bool,
     /// Its time was over before it ended.
     pub timed_out: bool,
     group: ExecGroup,
@@ -69,7 +72,10 @@ impl Exec {
         };
         let group = ExecGroup::make(&launch.cgroup, number)
             .map_err(|(directory, error)| start_error(&format!("make cgroup {}", directory.display()), &error))?;
-        let started = container::exec(spec, launch, &group.placement, init, stdio, context);
+        let started = match launch.handler {
+            None => container::exec(spec, launch, &group.placement, init, stdio, context),
+            Some(_) => handler::exec((spec, number), launch, &group.placement, stdio, context),
+        };
         let started = started.and_then(|Spawned { pid, pidfd, status, console_socket }| {
             let status = Status::new(status, console_socket);
             Ok((pid, pidfd, status.map_err(|error| start_error("watch the process", &error))?))
@@ -91,6 +97,7 @@ impl Exec {
             record: None,
             failure: None,
             bound: spec.bound,
+            by_proxy: spec.bound || launch.handler.is_some(),
             timed_out: false,
             group,
             limit,
@@ -122,7 +129,7 @@ impl Exec {
     pub fn kill(&mut self, now: Instant) {
         let wait = self.again.map_or(KILL_AGAIN, |(_, wait)| wait);
         self.again = now.checked_add(wait).map(|at| (at, wait.saturating_mul(2)));
-        if self.bound {
+        if self.by_proxy {
             // First, as it must not take the end of its child for an ordinary one.
             let _ = pidfd::send_signal(self.pidfd.as_fd(), TAKE_ALL);
         } else {

@@ -8,6 +8,7 @@
 //! the log, write `exit.json` durably, and only then tell. The file is the truth, the message a hint.
 
 pub mod container;
+pub mod handler;
 pub mod log;
 pub mod protocol;
 pub mod spec;

@@ -90,6 +90,14 @@ pub enum Call {
         /// Columns.
         cols: u16,
     },
+    /// Tell the OCI runtime of a container what its limits are now: `resources` is the `linux.resources` of an OCI
+    /// configuration. Its cgroup has them already. Ok when the container has ended or has no such runtime.
+    Update {
+        /// Container name.
+        container: String,
+        /// As JSON.
+        resources: serde_json::Value,
+    },
     /// Kill what still runs, write its records, answer, exit.
     Shutdown,
 }

@@ -155,6 +155,27 @@ pub struct LaunchSpec {
     pub log: LogSpec,
     /// Signal to stop with (`SIGTERM` number unless the image says otherwise).
     pub stop_signal: i32,
+    /// The OCI runtime that makes it; `None`: the supervisor does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handler: Option<Box<HandlerSpec>>,
+}
+
+/// An OCI runtime that makes a container in the supervisor's place: how it is called, and where its bundle and its state
+/// are. What it is to make is in the bundle (`runtime::handler::bundle`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandlerSpec {
+    /// Name of the handler, for messages.
+    pub name: String,
+    /// Absolute path of the program.
+    pub program: PathBuf,
+    /// Arguments before the command and its options.
+    pub arguments: Vec<String>,
+    /// Directory of its state (`--root`): the pod's own, gone with the pod and with a reboot.
+    pub state: PathBuf,
+    /// Directory of the bundle, in the attempt's.
+    pub bundle: PathBuf,
+    /// How long one call may take, milliseconds.
+    pub time_limit: u64,
 }
 
 /// Overlay root: `lower` are the image's layers (topmost first), mounted inside the container's own mount

@@ -26,6 +26,8 @@ pub enum Token {
     AttachStdout(u64),
     /// Standard error of somebody attached.
     AttachStderr(u64),
+    /// The line of an attempt's conductor.
+    Line(u64),
 }
 
 /// The lowest bits say what it is, the others which one.
@@ -46,6 +48,7 @@ impl Token {
             Token::AttachInput(number) => (number, 8),
             Token::AttachStdout(number) => (number, 9),
             Token::AttachStderr(number) => (number, 10),
+            Token::Line(number) => (number, 11),
         };
         number * KINDS + kind
     }
@@ -65,6 +68,7 @@ impl Token {
             8 => Token::AttachInput(number),
             9 => Token::AttachStdout(number),
             10 => Token::AttachStderr(number),
+            11 => Token::Line(number),
             _ => return None,
         })
     }
@@ -76,9 +80,9 @@ mod tests {
 
     #[test]
     fn every_token_survives_the_way_through_the_kernel() {
-        for encoded in (0..11).chain(7 * KINDS + 2..7 * KINDS + 11) {
+        for encoded in (0..12).chain(7 * KINDS + 2..7 * KINDS + 12) {
             assert_eq!(Token::decode(encoded).unwrap().encode(), encoded);
         }
-        assert_eq!(Token::decode(11), None);
+        assert_eq!(Token::decode(12), None);
     }
 }

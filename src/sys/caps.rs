@@ -7,6 +7,9 @@ use libc::{c_int, c_ulong};
 /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h: two 32-bit words per set.
 const VERSION_3: u32 = 0x2008_0522;
 
+/// CAP_SYS_RESOURCE.
+pub const SYS_RESOURCE: u64 = 1 << 24;
+
 /// CAP_SYS_ADMIN.
 pub const SYS_ADMIN: u64 = 1 << 21;
 

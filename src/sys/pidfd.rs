@@ -58,6 +58,16 @@ pub fn open(pid: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor as c_int) })
 }
 
+/// The number of the process behind a pidfd, in the PID namespace of /proc.
+///
+/// # Errors
+/// NotFound once it has been reaped.
+pub fn number(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pid:"));
+    line.and_then(|pid| pid.trim().parse().ok()).filter(|pid| *pid > 0).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// pidfd_send_signal(2).
 ///
 /// # Errors
@@ -138,11 +148,13 @@ mod tests {
         let child = Command::new("sleep").arg("60").spawn().unwrap();
         let pidfd = open(child.id() as i32).unwrap();
         assert_eq!(wait(pidfd.as_fd(), false).unwrap(), None);
+        assert_eq!(number(pidfd.as_fd()).unwrap(), child.id() as i32);
         // A real-time signal: beyond what nix's `Signal` can name.
         send_signal(pidfd.as_fd(), libc::SIGRTMIN() + 3).unwrap();
         let exit = wait(pidfd.as_fd(), true).unwrap().unwrap();
         assert_eq!(exit, Exit { pid: child.id() as i32, ended: Ended::Signaled(libc::SIGRTMIN() + 3) });
         assert_eq!(exit.ended.code(), 128 + libc::SIGRTMIN() + 3);
         assert_eq!(send_signal(pidfd.as_fd(), 0).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert!(number(pidfd.as_fd()).is_err());
     }
 }

@@ -228,10 +228,23 @@ pub fn start_time(pid: i32) -> io::Result<u64> {
     parse_start_time(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat")))
 }
 
-/// Field 22; the fields are counted from the last `)`, as the command name in field 2 may hold anything.
+/// The parent of a process: field 4 of /proc/PID/stat.
+///
+/// # Errors
+/// As [`start_time`].
+pub fn parent(pid: i32) -> io::Result<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_field(&stat, 4).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat")))
+}
+
 fn parse_start_time(stat: &str) -> Option<u64> {
+    parse_field(stat, 22)
+}
+
+/// A field by its number, from 3; counted from the last `)`, as the command name in field 2 may hold anything.
+fn parse_field<T: std::str::FromStr>(stat: &str, number: usize) -> Option<T> {
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+    rest.split_ascii_whitespace().nth(number - 3)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -242,6 +255,7 @@ mod tests {
     fn the_start_time_survives_a_hostile_command_name() {
         let line = "42 (a) b) R 1 2) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 98765 1 2 3";
         assert_eq!(parse_start_time(line), Some(98765));
+        assert_eq!(parse_field(line, 4), Some(1));
         assert_eq!(parse_start_time("42 (short) S 1"), None);
     }
 }

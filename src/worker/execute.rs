@@ -21,7 +21,7 @@ use super::{
     handle::{BoxFuture, ExecSession, NodeError, Stage, TerminalSize, Usage},
     helper::Helpers,
     host::{ActionError, Answer, Done, PodEvent, PodHost},
-    inputs,
+    inputs::{self, Prepared},
     probes::Verdicts,
     record::PodRecord,
     records,
@@ -65,6 +65,9 @@ pub struct Host {
     record: Mutex<Arc<PodRecord>>,
     /// Ids of the pod's user namespace: the same as long as there is the pod.
     users: Option<IdRange>,
+    /// The RuntimeClass handler that makes the pod's containers, unless that is the agent: the same as long as there is
+    /// the pod.
+    pub(super) handler: Option<String>,
     pub(super) dirs: PodDirs,
     /// No change of a pod changes it.
     pub(super) qos: QosClass,
@@ -161,10 +164,10 @@ impl Host {
             metadata.name.as_deref().unwrap_or_default(),
         );
         let qos = record.pod.spec.as_ref().map_or(QosClass::BestEffort, qos_class);
-        let (uid, users) = (record.uid().to_owned(), record.users);
+        let (uid, users, handler) = (record.uid().to_owned(), record.users, record.handler.clone());
         let (verdicts, helpers) = (Verdicts::default(), Helpers::new(shared.binary.clone()));
         let record = Mutex::new(Arc::new(record));
-        Host { shared, uid, record, users, dirs, qos, helpers, events, state: Mutex::default(), verdicts }
+        Host { shared, uid, record, users, handler, dirs, qos, helpers, events, state: Mutex::default(), verdicts }
     }
 
     /// The pod as it is in the ledger, for what is not an action on a given pod. Waits while it is being written.
@@ -468,9 +471,15 @@ impl Host {
             pod_ips: &addresses,
             users: self.users,
             volumes: &volumes,
+            handler: self.handler.as_deref(),
         };
-        let spec = self.shared.launch_spec(pod, &self.dirs, self.qos, &input)?;
+        let Prepared { spec, bundle } = self.shared.launch_spec(pod, &self.dirs, self.qos, &input)?;
         attempt::prepare(&spec, &directory).map_err(because(REASON))?;
+        if let Some(bundle) = bundle {
+            make_directory(&directory.bundle(), 0o700)?;
+            let template = directory.bundle().join("template.json");
+            durable::write_json_until_reboot(&template, &bundle).map_err(because(REASON))?;
+        }
         durable::place_json(&directory.launch_file(), &spec).map(drop).map_err(because(REASON))?;
         self.hold_launch(&spec);
         Ok(Done::new(Outcome::Prepared(launched)))
@@ -626,7 +635,7 @@ impl PodHost for Host {
                 Action::MarkRestart { container, attempt, why } => {
                     blocking(move || host.mark_restart(&pod, &container, attempt, why)).await
                 }
-                Action::ResizePod { containers } => blocking(move || host.resize_pod(&pod, &containers)).await,
+                Action::ResizePod { containers } => self.resize(pod, containers).await,
                 Action::StartContainer { container, attempt } => self.start_container(&container, attempt).await,
                 Action::RunHook { container, attempt, hook } => self.run_hook(&pod, &container, attempt, hook).await,
                 Action::AbandonHook { container, attempt, hook } => {

@@ -1,12 +1,13 @@
 //! What the runtime, the cgroups and the network are told for a pod: joined from the pod, the node and what is held.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use berth_cni::{PortMapping, Protocol};
 use k8s_openapi::{
     api::core::v1::{Pod, PodSpec},
     jiff::Timestamp,
 };
+use oci_spec::runtime::LinuxSeccomp;
 
 use super::{env_file, execute::spec_of, host::ActionError, machine, shared::Shared};
 use crate::{
@@ -22,6 +23,10 @@ use crate::{
         container_ref::ContainerRef,
         devices::{device_access, volume_devices},
         env::EnvSources,
+        handler::{
+            Features,
+            bundle::{self, BundleInput},
+        },
         launch::{ImageFacts, LaunchInput, launch_spec},
         limits::{LimitOptions, leaf_limits, pod_limits},
         sandbox::{SandboxInput, sandbox_spec},
@@ -29,7 +34,7 @@ use crate::{
         security::SeccompChoice,
     },
     store::layout::PodDirs,
-    supervisor::spec::{CgroupPlacement, IdRange, LaunchSpec, SandboxSpec},
+    supervisor::spec::{CgroupPlacement, HandlerSpec, IdRange, LaunchSpec, SandboxSpec},
     volume::MountedVolume,
 };
 
@@ -51,6 +56,16 @@ pub struct Attempt<'a> {
     pub users: Option<IdRange>,
     /// Volumes, all set up.
     pub volumes: &'a BTreeMap<String, MountedVolume>,
+    /// The RuntimeClass handler that makes it, unless that is the agent.
+    pub handler: Option<&'a str>,
+}
+
+/// What is written for an attempt.
+pub struct Prepared {
+    /// The launch record.
+    pub spec: LaunchSpec,
+    /// The OCI configuration, where a runtime makes the container.
+    pub bundle: Option<serde_json::Value>,
 }
 
 impl From<ConfigError> for ActionError {
@@ -114,7 +129,7 @@ impl Shared {
         dirs: &PodDirs,
         qos: QosClass,
         attempt: &Attempt<'_>,
-    ) -> Result<LaunchSpec, ActionError> {
+    ) -> Result<Prepared, ActionError> {
         let names = PodHostname::of(pod, &self.config.cluster_domain)
             .map_err(|error| ActionError::new("CreateContainerConfigError", &error))?;
         let image = attempt.image;
@@ -134,6 +149,12 @@ impl Shared {
             Some(volume) => env_file::read(&volume.host_path, path).map_err(|error| error.to_string()),
             None => Err("the volume is not set up".to_owned()),
         };
+        // A runtime makes the filter itself, of the profile.
+        let profile = RefCell::new(None);
+        let keep_profile = |choice: &SeccompChoice, capabilities: u64| {
+            *profile.borrow_mut() = seccomp_profile(choice, capabilities)?;
+            Ok(Vec::new())
+        };
         let mut spec = launch_spec(&LaunchInput {
             pod,
             container: attempt.container,
@@ -152,7 +173,7 @@ impl Shared {
             users: attempt.users,
             app_armor: &|profile| Ok(self.app_armor.ensure(profile)?),
             options: &self.launch,
-            seccomp: &seccomp_filter,
+            seccomp: if attempt.handler.is_some() { &keep_profile } else { &seccomp_filter },
         })?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let mut limits = self.leaf_limits(pod, attempt.container);
@@ -167,7 +188,46 @@ impl Shared {
             made => made,
         };
         spec.cgroup = placement.map_err(|error| ActionError::new("CreateContainerError", &error))?;
-        Ok(spec)
+        let Some(handler) = attempt.handler else { return Ok(Prepared { spec, bundle: None }) };
+        let features = self.hand_over(&mut spec, handler, dirs)?;
+        let (profile, version) = (profile.into_inner(), self.launch.cgroup_version);
+        features.check(handler, attempt.container, (&spec, profile.is_some()), version)?;
+        let bundle = bundle::config(&BundleInput {
+            pod,
+            spec: &spec,
+            seccomp: profile.as_ref(),
+            limits: &limits,
+            cgroup: &self.cgroups.leaf_path(qos, uid, &spec.id),
+            version,
+            features: &features,
+        })?;
+        Ok(Prepared { spec, bundle: Some(bundle) })
+    }
+
+    /// Leaves a container to the runtime of a handler, and says what that can do.
+    fn hand_over(&self, spec: &mut LaunchSpec, name: &str, dirs: &PodDirs) -> Result<Arc<Features>, ActionError> {
+        const REASON: &str = "CreateContainerError";
+        let config = self.handlers.config(name).ok_or_else(|| ActionError {
+            reason: REASON.to_owned(),
+            message: format!("RuntimeHandler {name:?} not supported: no runtime for {name:?} is configured any more"),
+        })?;
+        spec.handler = Some(Box::new(HandlerSpec {
+            name: name.to_owned(),
+            program: config.path.clone(),
+            arguments: config.arguments.clone(),
+            state: dirs.runtime_state(),
+            bundle: dirs.attempt(&spec.container, spec.attempt).bundle(),
+            time_limit: u64::try_from(config.timeout.as_millis()).unwrap_or(u64::MAX),
+        }));
+        self.handlers.features(name).map_err(|error| {
+            let error = ActionError::new(REASON, &error);
+            ActionError { message: format!("runtime handler {name:?}: {}", error.message), ..error }
+        })
+    }
+
+    /// The limits of a container as its runtime is told of them when they change.
+    pub fn changed_resources(&self, limits: &LeafLimits) -> serde_json::Value {
+        bundle::changed_resources(limits, self.launch.cgroup_version)
     }
 }
 
@@ -247,6 +307,18 @@ impl Shared {
             }
         }
         write_files(dirs, &files).map_err(|error| ActionError::new("FailedCreatePodSandBox", &error))
+    }
+}
+
+/// The profile itself, for a runtime.
+fn seccomp_profile(
+    choice: &SeccompChoice,
+    capabilities: u64,
+) -> Result<Option<LinuxSeccomp>, Box<dyn std::error::Error + Send + Sync>> {
+    match choice {
+        SeccompChoice::Unconfined => Ok(None),
+        SeccompChoice::RuntimeDefault => Ok(Some(seccomp::default_profile(capabilities))),
+        SeccompChoice::Localhost(path) => Ok(Some(seccomp::localhost_profile(path, capabilities)?)),
     }
 }
 

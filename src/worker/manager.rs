@@ -56,6 +56,11 @@ pub trait Hosts: Send + Sync + 'static {
         Ok(())
     }
 
+    /// The RuntimeClass handler that is to make the containers of a complete pod, unless that is the agent.
+    fn handler(&self, _pod: &Pod) -> Option<String> {
+        None
+    }
+
     /// Whether the node takes a new pod, next to those it has: with the UIDs of those that have to end first.
     ///
     /// # Errors
@@ -364,6 +369,7 @@ impl Manager {
             Ok(Some(why)) => return Some(why),
             Err(rejection) => (None, Some(rejection)),
         };
+        let handler = self.hosts.handler(&pod);
         let record = PodRecord {
             version: record::VERSION,
             pod: Arc::new(pod),
@@ -371,6 +377,7 @@ impl Manager {
             source: desired.source,
             origin: desired.pod.origin.clone(),
             users,
+            handler,
             start_time: self.hosts.now(),
             sourced: Some(record::digest(&desired.pod.pod)),
             verdict: None,

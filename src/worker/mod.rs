@@ -38,7 +38,7 @@ pub mod shared;
 mod storage;
 mod teardown;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod token;
 mod updates;
 mod volumes;

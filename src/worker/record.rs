@@ -34,6 +34,9 @@ pub struct PodRecord {
     /// Ids of the pod's own user namespace (hostUsers false), which no other pod has as long as this record is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users: Option<IdRange>,
+    /// The RuntimeClass handler that makes its containers, as its class had it when the pod came; absent: the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handler: Option<String>,
     /// When the agent took it up (`status.startTime`).
     pub start_time: Timestamp,
     /// Digest of the pod as its source last wanted it (see [`digest`]), which tells a change at the source from one that

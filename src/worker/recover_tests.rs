@@ -60,6 +60,7 @@ impl Place {
             source: SourceId::File,
             origin: "file:/m/a.yaml".to_owned(),
             users: None,
+            handler: None,
             start_time: Timestamp::now(),
             sourced: None,
             verdict: None,

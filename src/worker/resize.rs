@@ -2,7 +2,7 @@
 //! that its containers, those that shrink before those that grow. At no moment does a cgroup ask for more than the one
 //! above it has.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{Pod, ResourceRequirements},
@@ -10,7 +10,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    execute::{Host, spec_of},
+    execute::{Host, blocking, spec_of},
     host::{ActionError, Done},
     machine, records,
 };
@@ -44,9 +44,31 @@ impl Leaf {
 }
 
 impl Host {
+    /// Brings what runs to what `pod` is allocated, and tells the runtime of containers that have one of their own.
+    pub(super) async fn resize(
+        self: &Arc<Self>,
+        pod: Arc<Pod>,
+        containers: BTreeMap<String, u32>,
+    ) -> Result<Done, ActionError> {
+        let host = self.clone();
+        let (resized, names) = (pod.clone(), containers.clone());
+        let done = blocking(move || host.resize_pod(&resized, &names)).await?;
+        if self.handler.is_none() {
+            return Ok(done);
+        }
+        let supervisor = self.need_supervisor()?;
+        for name in containers.keys() {
+            let Some(container) = ContainerRef::find(&pod, name) else { continue };
+            let resources = self.shared.changed_resources(&self.shared.leaf_limits(&pod, container));
+            let updated = supervisor.update(name, resources).await;
+            updated.map_err(|error| ActionError::new(REASON, &error))?;
+        }
+        Ok(done)
+    }
+
     /// Brings the cgroups of the pod and of `containers` (each with its attempt) to what `pod` is allocated. A container
     /// that has ended is left out: what follows it is prepared with its own limits.
-    pub(super) fn resize_pod(&self, pod: &Pod, containers: &BTreeMap<String, u32>) -> Result<Done, ActionError> {
+    fn resize_pod(&self, pod: &Pod, containers: &BTreeMap<String, u32>) -> Result<Done, ActionError> {
         let failed = |error: CgroupError| ActionError::new(REASON, &error);
         let cgroups = &self.shared.cgroups;
         let target = self.shared.pod_limits(spec_of(pod));

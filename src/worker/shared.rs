@@ -42,6 +42,7 @@ use crate::{
     runtime::{
         app_armor::AppArmor,
         downward::Allocatable,
+        handler::Handlers,
         launch::{CgroupVersion, LaunchOptions},
         spare::SpareNamespaces,
         spawn::SealedBinary,
@@ -78,6 +79,8 @@ pub struct Shared {
     pub huge_page_sizes: Vec<u64>,
     /// Ids of the host for pods' user namespaces.
     pub ids: IdPool,
+    /// RuntimeClass handlers.
+    pub handlers: Handlers,
     /// AppArmor, as far as the kernel has it.
     pub app_armor: AppArmor,
     /// What happens to pods.
@@ -108,7 +111,13 @@ impl Hosts for RealHosts {
 
     fn complete(&self, pod: &mut Pod) -> Result<(), Rejection> {
         let Some(spec) = &mut pod.spec else { return Ok(()) };
-        runtime_class::apply(spec, &self.0.objects.borrow().runtime_classes)
+        let has = |name: &str| self.0.handlers.config(name).is_some();
+        runtime_class::apply(spec, &self.0.objects.borrow().runtime_classes, &has)
+    }
+
+    fn handler(&self, pod: &Pod) -> Option<String> {
+        let objects = self.0.objects.borrow();
+        runtime_class::handler(pod.spec.as_ref()?, &objects.runtime_classes).map(str::to_owned)
     }
 
     fn admit(&self, pod: &Pod, others: &[&Pod]) -> Result<Vec<String>, Rejection> {
@@ -166,6 +175,7 @@ impl Shared {
     /// Opens the stores and looks at the machine; changes nothing of it.
     pub async fn open(config: NodeConfig) -> Result<Shared, StartError> {
         let mut cgroups = Cgroups::detect(&config.cgroup_root).map_err(StartError::Cgroups)?;
+        cgroups.share_with_runtimes(!config.handlers.is_empty());
         if config.fail_cgroup_v1 && cgroups.layout() != Layout::Unified {
             return Err(StartError::CgroupV1);
         }
@@ -230,6 +240,7 @@ impl Shared {
             launch,
             huge_page_sizes: machine::huge_pages().into_iter().map(|(size, _)| size).collect(),
             ids,
+            handlers: Handlers::new(&config.handlers),
             app_armor,
             events: Recorder::new(config.events.kept),
             tokens: Arc::new(tokens),

@@ -8,9 +8,9 @@ use super::{
     execute::{Host, blocking},
     handle::Usage,
     host::{ActionError, Done},
-    inputs,
+    inputs, records,
 };
-use crate::{cgroup, pod::Outcome, volume::remove};
+use crate::{cgroup, pod::Outcome, runtime::handler, volume::remove};
 
 fn because<E: std::error::Error>(reason: &'static str) -> impl FnOnce(E) -> ActionError {
     move |error| ActionError::new(reason, &error)
@@ -48,6 +48,7 @@ impl Host {
                 // Linux (seen with 6.18) also kills what is later born by CLONE_INTO_CGROUP into a cgroup that was
                 // once killed through cgroup.kill: the next sandbox gets new ones.
                 cgroups.remove_pod(host.qos, host.uid()).map_err(because("FailedKillPod"))?;
+                host.forget_containers();
             }
             let run = &host.dirs.run;
             absent_is_fine(fs::remove_dir_all(run), run)
@@ -55,6 +56,30 @@ impl Host {
         .await?;
         self.forget_supervisor();
         Ok(Done::new(Outcome::Done))
+    }
+
+    /// Has the runtime of the pod's containers, if they have one of their own, forget those that are dead: the supervisor
+    /// has not lived to. What it keeps in the pod's run directory goes with that in any case.
+    fn forget_containers(&self) {
+        if self.handler.is_none() {
+            return;
+        }
+        let recorded = records::read_all(&self.dirs).into_iter().filter_map(|(_, recorded)| recorded.ok().flatten());
+        for launch in recorded.map(|recorded| recorded.launch) {
+            let Some(handler) = launch.handler.as_deref().filter(|handler| handler.state.join(&launch.id).exists())
+            else {
+                continue;
+            };
+            if let Err(error) = handler::forget(handler, &launch.id) {
+                let error = ActionError::new("", &error).message;
+                tracing::warn!(
+                    pod = self.uid(),
+                    container = launch.container,
+                    error,
+                    "the runtime keeps a dead container, ignoring"
+                );
+            }
+        }
     }
 
     pub(super) fn detach_network(&self, pod: &Pod) -> Result<Done, ActionError> {

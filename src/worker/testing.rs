@@ -318,6 +318,7 @@ pub fn record(pod: Pod, start_time: Timestamp) -> PodRecord {
         source: SourceId::File,
         origin,
         users: None,
+        handler: None,
         start_time,
         sourced: None,
         verdict: None,
@@ -390,6 +391,7 @@ pub fn launch(container: &str, attempt: u32, generation: u32) -> LaunchSpec {
         stdio: StdioSpec::default(),
         log: LogSpec { path: "/log".into(), max_size: 0, max_files: 2 },
         stop_signal: libc::SIGTERM,
+        handler: None,
     }
 }
 

@@ -185,6 +185,7 @@ impl World {
             stdio: StdioSpec::default(),
             log: LogSpec { path: "/dev/null".into(), max_size: 0, max_files: 2 },
             stop_signal: 15,
+            handler: None,
         }
     }
 

@@ -39,6 +39,9 @@ const RECONNECT: Duration = Duration::from_secs(5);
 /// For what a supervisor does at once.
 const CALL: Duration = Duration::from_secs(5);
 
+/// For a signal to be passed on: at once, unless a runtime does so.
+const SIGNAL: Duration = Duration::from_secs(30);
+
 /// For a container or a process in one to reach its program: the kubelet's `runtimeRequestTimeout`. The attempt goes on
 /// when this has passed; a repeated start joins it, a kill ends it.
 const START: Duration = Duration::from_secs(120);
@@ -256,7 +259,8 @@ impl Supervisor {
     /// # Errors
     /// [`ClientError::Refused`] for a number that is no signal; [`ClientError::Deadline`], [`ClientError::Gone`].
     pub async fn signal(&self, container: &str, signal: i32) -> Result<(), ClientError> {
-        self.done("signal", Call::Signal { container: container.to_owned(), signal }, &[], CALL).await
+        // A runtime of the container's own may take longer than the supervisor itself.
+        self.done("signal", Call::Signal { container: container.to_owned(), signal }, &[], SIGNAL).await
     }
 
     /// SIGKILL for everything in a container's cgroup. Its end is told by an event, as any other.
@@ -325,6 +329,16 @@ impl Supervisor {
     pub async fn resize(&self, container: &str, rows: u16, columns: u16) -> Result<(), ClientError> {
         let call = Call::Resize { container: container.to_owned(), rows, cols: columns };
         self.done("resize", call, &[], CALL).await
+    }
+
+    /// Tells the runtime of a container that has one of its own what its limits are now (`linux.resources` of an OCI
+    /// configuration). A container that has ended or has none is no error.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the runtime's own words; [`ClientError::Deadline`], [`ClientError::Gone`].
+    pub async fn update(&self, container: &str, resources: serde_json::Value) -> Result<(), ClientError> {
+        let call = Call::Update { container: container.to_owned(), resources };
+        self.done("update", call, &[], START).await
     }
 
     /// Kills what still runs, waits for its records, and for the process to end. One that is gone already is Ok.

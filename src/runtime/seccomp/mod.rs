@@ -113,11 +113,21 @@ pub fn runtime_default(capabilities: u64) -> Arc<[u64]> {
     Arc::clone(filter)
 }
 
-/// The filter of a profile file, for a container with these capabilities.
-pub fn localhost(path: &Path, capabilities: u64) -> Result<Vec<u64>, SeccompError> {
+/// The RuntimeDefault profile for a container with these capabilities, as a runtime reads it.
+pub fn default_profile(capabilities: u64) -> LinuxSeccomp {
+    profile::runtime_default(Machine::NATIVE, capabilities & profile::relevant_capabilities())
+}
+
+/// The profile in a file, for a container with these capabilities, as a runtime reads it.
+pub fn localhost_profile(path: &Path, capabilities: u64) -> Result<LinuxSeccomp, SeccompError> {
     let release = nix::sys::utsname::uname()
         .map(|names| names.release().to_string_lossy().into_owned())
         .map_err(|errno| SeccompError::Read { path: PathBuf::from("uname"), source: errno.into() })?;
-    let profile = file::read(path, Machine::NATIVE, capabilities, &release)?;
+    file::read(path, Machine::NATIVE, capabilities, &release)
+}
+
+/// The filter of a profile file, for a container with these capabilities.
+pub fn localhost(path: &Path, capabilities: u64) -> Result<Vec<u64>, SeccompError> {
+    let profile = localhost_profile(path, capabilities)?;
     compile(&profile).map_err(|source| SeccompError::Compile { path: path.to_owned(), source: Box::new(source) })
 }

@@ -17,17 +17,17 @@ use crate::{
 };
 
 /// A detached mount of something on the host.
-pub(super) struct Source {
+pub(in crate::supervisor) struct Source {
     /// The mount.
-    pub(super) tree: OwnedFd,
+    pub(in crate::supervisor) tree: OwnedFd,
     /// It is a directory.
-    pub(super) is_directory: bool,
+    pub(in crate::supervisor) is_directory: bool,
     /// It lies on procfs.
     pub(super) is_proc: bool,
 }
 
 /// Opens `path` (and `sub_path` within it) on the host and makes the detached mount, mapped to `users`.
-pub(super) fn open(
+pub(in crate::supervisor) fn open(
     spec: &MountSpec,
     path: &Path,
     sub_path: Option<&Path>,

@@ -32,9 +32,7 @@ pub(super) fn are_ours(spec: &LaunchSpec) -> bool {
 pub(super) fn populate(root: BorrowedFd<'_>, spec: &LaunchSpec) -> Result<(), Failure> {
     let mut directory = Directory { root, open: None };
     if spec.all_devices {
-        let mut devices = Vec::new();
-        list(Path::new("/dev"), 0, &mut devices).step(|| "list the devices in /dev")?;
-        devices.iter().try_for_each(|device| make(&mut directory, device))?;
+        of_host()?.iter().try_for_each(|device| make(&mut directory, device))?;
     }
     spec.devices.iter().try_for_each(|device| make(&mut directory, device))?;
     link(&mut directory)
@@ -115,6 +113,13 @@ const SKIPPED: [&str; 7] = ["console", "fd", "mqueue", "ptmx", "pts", "shm", ".u
 
 /// Directories below /dev are shallow; a limit keeps a loop of bind mounts from being walked for ever.
 const MAX_DEPTH: usize = 8;
+
+/// All device nodes of the host that a privileged container gets.
+pub(in crate::supervisor) fn of_host() -> Result<Vec<DeviceSpec>, Failure> {
+    let mut devices = Vec::new();
+    list(Path::new("/dev"), 0, &mut devices).step(|| "list the devices in /dev")?;
+    Ok(devices)
+}
 
 /// All device nodes of the host beneath `directory`. A node that vanishes meanwhile (unplugged) is left out.
 fn list(directory: &Path, depth: usize, devices: &mut Vec<DeviceSpec>) -> io::Result<()> {

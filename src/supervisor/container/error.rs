@@ -6,7 +6,7 @@ use crate::{supervisor::spec::StartError, sys::mount::FileSystem};
 
 /// The Kubernetes reason of a failure, as upstream's kubelet and containerd give it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reason {
+pub(in crate::supervisor) enum Reason {
     /// The pod contradicts the image (runAsNonRoot, a subPath that leaves its volume): found by the kubelet upstream.
     Config,
     /// The container cannot be made from its image (a user it does not know): CreateContainer upstream.
@@ -28,26 +28,26 @@ impl Reason {
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{step}")]
-pub(super) struct Failure {
+pub(in crate::supervisor) struct Failure {
     /// A short phrase with its object: `mount proc on /proc`.
-    pub(super) step: String,
+    pub(in crate::supervisor) step: String,
     /// What the kernel said.
     #[source]
-    pub(super) source: Option<io::Error>,
+    pub(in crate::supervisor) source: Option<io::Error>,
     /// One line with the cause, where the kernel's word alone does not do.
-    pub(super) message: Option<String>,
+    pub(in crate::supervisor) message: Option<String>,
     /// Whose fault it is.
-    pub(super) reason: Reason,
+    pub(in crate::supervisor) reason: Reason,
 }
 
 impl Failure {
     /// A step that was refused by us rather than by the kernel.
-    pub(super) fn refused(step: impl Into<String>, message: impl Into<String>) -> Failure {
+    pub(in crate::supervisor) fn refused(step: impl Into<String>, message: impl Into<String>) -> Failure {
         Failure { step: step.into(), source: None, message: Some(message.into()), reason: Reason::Start }
     }
 
     /// The same with another reason.
-    pub(super) fn because(self, reason: Reason) -> Failure {
+    pub(in crate::supervisor) fn because(self, reason: Reason) -> Failure {
         Failure { reason, ..self }
     }
 }
@@ -79,7 +79,7 @@ impl From<Failure> for StartError {
 const MAX_MESSAGE: usize = 1024;
 
 /// strerror, in lower case as runc and Go print it, without Rust's `(os error N)`.
-pub(super) fn describe(error: &io::Error) -> String {
+pub(in crate::supervisor) fn describe(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
     let mut characters = text.chars();
@@ -87,7 +87,7 @@ pub(super) fn describe(error: &io::Error) -> String {
 }
 
 /// Gives a result of the kernel the name of its step.
-pub(super) trait Step<T> {
+pub(in crate::supervisor) trait Step<T> {
     /// `step` is made only when it is needed.
     fn step<S: Into<String>>(self, step: impl FnOnce() -> S) -> Result<T, Failure>;
 }

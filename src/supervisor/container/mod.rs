@@ -16,12 +16,12 @@
 //! - Linux 5.12 is the oldest that will do (mount_setattr); what later ones do better has a fallback.
 //! - The caller is single-threaded, so that ordinary code may run in the child.
 
-mod bind;
+pub(super) mod bind;
 mod cgroup;
 mod command;
 mod console;
-mod devices;
-mod error;
+pub(super) mod devices;
+pub(super) mod error;
 mod finish;
 mod init;
 mod inside;
@@ -33,10 +33,10 @@ mod parent;
 mod passwd;
 mod provide;
 mod reaper;
-mod rootfs;
-mod status;
-mod target;
-mod user;
+pub(super) mod rootfs;
+pub(super) mod status;
+pub(super) mod target;
+pub(super) mod user;
 
 use std::{
     os::fd::{BorrowedFd, OwnedFd},

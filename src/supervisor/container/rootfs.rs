@@ -126,7 +126,7 @@ fn common_parent<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> PathBuf {
 }
 
 /// Mounts the overlay on `spec.target` and returns its root.
-pub(super) fn mount_overlay(spec: &RootfsSpec) -> Result<OwnedFd, Failure> {
+pub(in crate::supervisor) fn mount_overlay(spec: &RootfsSpec) -> Result<OwnedFd, Failure> {
     let step = || format!("mount overlay on {}", spec.target.display());
     let target = mount::open_place(&spec.target).step(step)?;
     let places = Places::plain(spec);

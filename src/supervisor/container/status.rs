@@ -56,7 +56,7 @@ pub fn decode_status(bytes: &[u8]) -> StatusOutcome {
 }
 
 /// The child's end of the pipe, with what it has gathered so far.
-pub(super) struct Reporter {
+pub(in crate::supervisor) struct Reporter {
     pipe: File,
     received: Instant,
     stages: Vec<(String, u64)>,
@@ -64,12 +64,12 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub(super) fn new(pipe: OwnedFd, received: Instant) -> Reporter {
+    pub(in crate::supervisor) fn new(pipe: OwnedFd, received: Instant) -> Reporter {
         Reporter { pipe: File::from(pipe), received, stages: Vec::with_capacity(6), warnings: Vec::new() }
     }
 
     /// The end of a stage.
-    pub(super) fn stage(&mut self, name: &str) {
+    pub(in crate::supervisor) fn stage(&mut self, name: &str) {
         self.stages.push((name.to_owned(), self.received.elapsed().as_micros() as u64));
     }
 
@@ -79,7 +79,7 @@ impl Reporter {
     }
 
     /// Said last before execve, while any seccomp filter still allows it.
-    pub(super) fn ready(&mut self, user: (u32, u32, Vec<u32>)) -> io::Result<()> {
+    pub(in crate::supervisor) fn ready(&mut self, user: (u32, u32, Vec<u32>)) -> io::Result<()> {
         let stages = std::mem::take(&mut self.stages);
         let warnings = std::mem::take(&mut self.warnings);
         self.write(&Record::Ready { stages, user, warnings })
@@ -87,7 +87,7 @@ impl Reporter {
 
     /// Said last before the end. An error is ignored: there is nobody else to tell, and an empty pipe tells the
     /// parent as much.
-    pub(super) fn failed(&mut self, failure: Failure) {
+    pub(in crate::supervisor) fn failed(&mut self, failure: Failure) {
         let _ = self.write(&Record::Failed(failure.into()));
     }
 

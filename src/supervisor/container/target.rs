@@ -17,7 +17,7 @@ use crate::sys::{
 
 /// What to make when there is nothing at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Missing {
+pub(in crate::supervisor) enum Missing {
     /// A directory, 0755.
     Directory,
     /// An empty file, 0644, in a directory that is made as well.
@@ -39,7 +39,11 @@ pub(super) fn resolve_without_links(root: BorrowedFd<'_>, path: &Path) -> io::Re
 
 /// As [`resolve`]; what is missing is made. A link to something that does not exist (an image's /etc/resolv.conf often
 /// is one) leads to where it points, beneath `root`.
-pub(super) fn resolve_or_create(root: BorrowedFd<'_>, path: &Path, missing: Missing) -> io::Result<OwnedFd> {
+pub(in crate::supervisor) fn resolve_or_create(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    missing: Missing,
+) -> io::Result<OwnedFd> {
     let mut path = path.to_path_buf();
     for _ in 0..MAX_LINKS {
         let not_found = match resolve(root, &path) {

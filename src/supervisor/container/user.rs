@@ -26,17 +26,17 @@ use crate::{
 
 /// The outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+pub(in crate::supervisor) struct Identity {
+    pub(in crate::supervisor) uid: u32,
+    pub(in crate::supervisor) gid: u32,
     /// Supplementary groups in ascending order, the primary one among them.
-    pub(super) groups: Vec<u32>,
+    pub(in crate::supervisor) groups: Vec<u32>,
     /// From the container's /etc/passwd; `/` for a user it does not know.
-    pub(super) home: OsString,
+    pub(in crate::supervisor) home: OsString,
 }
 
 /// The user files of a container, as far as they exist.
-pub(super) struct Files {
+pub(in crate::supervisor) struct Files {
     passwd: Vec<u8>,
     group: Vec<u8>,
 }
@@ -46,7 +46,7 @@ const MAX_SIZE: u64 = 4 << 20;
 
 impl Files {
     /// Reads them beneath `root`. A missing one is empty.
-    pub(super) fn read(root: BorrowedFd<'_>) -> Result<Files, Failure> {
+    pub(in crate::supervisor) fn read(root: BorrowedFd<'_>) -> Result<Files, Failure> {
         let read = |path: &str| {
             read_file(root, Path::new(path))
                 .step(|| format!("read /{path} of the container"))
@@ -75,7 +75,7 @@ fn read_file(root: BorrowedFd<'_>, path: &Path) -> io::Result<Vec<u8>> {
 
 /// Decides who the process runs as. The rules are those of containerd's CRI plugin (`WithUser`, `WithAdditionalGIDs`)
 /// and the kubelet (`verifyRunAsNonRoot`).
-pub(super) fn identify(spec: &UserSpec, files: &Files) -> Result<Identity, Failure> {
+pub(in crate::supervisor) fn identify(spec: &UserSpec, files: &Files) -> Result<Identity, Failure> {
     let (image_user, image_group) = match spec.image_user.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (spec.image_user.as_str(), None),

@@ -121,6 +121,15 @@ impl Server {
         if let Phase::Starting(status) = &attempt.phase {
             let _ = self.epoll.add(status.descriptor(), Token::AttemptStatus(number).encode(), Interest::Read);
         }
+        if let Some(conductor) = &attempt.conductor {
+            let _ = self.epoll.add(conductor.line(), Token::Line(number).encode(), Interest::Read);
+            // What its runtime prints is read when it has started the container, or failed.
+            return;
+        }
+        self.watch_output(number, attempt);
+    }
+
+    fn watch_output(&self, number: u64, attempt: &Attempt) {
         for (stream, token) in [(Stream::Stdout, Token::Stdout(number)), (Stream::Stderr, Token::Stderr(number))] {
             if let Some(output) = attempt.output(stream) {
                 let _ = self.epoll.add(output, token.encode(), Interest::Read);
@@ -149,7 +158,11 @@ impl Server {
             Outcome::Started => {
                 let waiting = std::mem::take(&mut attempt.waiting);
                 let description = attempt.describe();
-                if attempt.terminal
+                if attempt.conductor.is_some() {
+                    if let Some(attempt) = self.attempts.get(&number) {
+                        self.watch_output(number, attempt);
+                    }
+                } else if attempt.terminal
                     && let Some(console) = attempt.output(Stream::Stdout)
                 {
                     let _ = self.epoll.add(console, Token::Stdout(number).encode(), Interest::Read);
@@ -176,7 +189,11 @@ impl Server {
     }
 
     pub(super) fn forget(&mut self, number: u64) {
-        if let Some(attempt) = self.attempts.remove(&number) {
+        if let Some(mut attempt) = self.attempts.remove(&number) {
+            if let Some(conductor) = attempt.conductor.take() {
+                conductor.delete();
+                self.conductors.insert(number, conductor);
+            }
             for descriptor in [attempt.output(Stream::Stdout), attempt.output(Stream::Stderr)].into_iter().flatten() {
                 self.epoll.remove(descriptor);
             }
@@ -239,7 +256,11 @@ impl Server {
     }
 
     pub(super) fn process_ended(&mut self, exit: Exit) {
-        if let Some(number) = find(&self.attempts, |attempt| attempt.pid == exit.pid) {
+        // Before there is a first process, the conductor stands for it.
+        let is_first = |attempt: &Attempt| {
+            attempt.pid == exit.pid && attempt.conductor.as_ref().is_none_or(|conductor| conductor.pid != exit.pid)
+        };
+        if let Some(number) = find(&self.attempts, is_first) {
             let Some(attempt) = self.attempts.get_mut(&number) else { return };
             if let Phase::Starting(status) = &attempt.phase {
                 self.epoll.remove(status.descriptor());
@@ -252,6 +273,8 @@ impl Server {
             self.settle(number, false);
         } else if let Some(number) = find(&self.execs, |exec| exec.pid == exit.pid) {
             self.exec_ended(number, exit);
+        } else if self.conductor_ended(exit.pid) {
+            // All is done.
         } else if self.sandbox.pause.as_ref().is_some_and(|pause| pause.pid == exit.pid) {
             // Every process of the shared namespace is gone with it, and no new one can be made there.
             self.sandbox.pause = None;

@@ -3,6 +3,7 @@
 
 mod attachments;
 mod attempts;
+mod conductors;
 mod execs;
 
 use std::{
@@ -19,6 +20,7 @@ use super::{
     attempt::{Attempt, SCRATCH},
     connection::{Broken, Connection},
     exec::{Exec, Leftover},
+    handler::Conductor,
     log::Stream,
     protocol::{Answer, Call, Message, Request, Snapshot},
     sandbox::Sandbox,
@@ -50,6 +52,8 @@ pub struct Server {
     attempts: BTreeMap<u64, Attempt>,
     /// Directories of attempts that are not to be held when they are started.
     released: BTreeSet<PathBuf>,
+    /// Those whose container has ended: they have its runtime forget it.
+    conductors: BTreeMap<u64, Box<Conductor>>,
     execs: BTreeMap<u64, Exec>,
     /// cgroups of execs that could not be removed yet, and when to look at them again.
     leftovers: Vec<(Option<Instant>, Leftover)>,
@@ -82,6 +86,7 @@ impl Server {
             connections: BTreeMap::new(),
             attempts: BTreeMap::new(),
             released: BTreeSet::new(),
+            conductors: BTreeMap::new(),
             execs: BTreeMap::new(),
             leftovers: Vec::new(),
             attachments: BTreeMap::new(),
@@ -130,6 +135,7 @@ impl Server {
             Token::AttachInput(number) => self.attach_input(number),
             Token::AttachStdout(number) => self.attach_output(number, Stream::Stdout, event),
             Token::AttachStderr(number) => self.attach_output(number, Stream::Stderr, event),
+            Token::Line(number) => self.hear(number),
         }
     }
 
@@ -230,6 +236,9 @@ impl Server {
             Call::Start { dir, hold } => self.start(from, dir, hold),
             Call::Release { dir } => self.release(from, dir),
             Call::Signal { container, signal } => {
+                if let Some(conductor) = self.conducted(&container) {
+                    return conductor.signal(from, signal);
+                }
                 let result = self.running(&container).map_or(Ok(()), |attempt| attempt.signal(signal));
                 self.reply(from, of_result(result));
             }
@@ -259,6 +268,10 @@ impl Server {
                 };
                 self.reply(from, of_result(result));
             }
+            Call::Update { container, resources } => match self.conducted(&container) {
+                Some(conductor) => conductor.update(from, resources),
+                None => self.reply(from, Answer::Ok),
+            },
             Call::Shutdown => self.shut_down(from),
         }
     }
@@ -309,7 +322,8 @@ impl Server {
 
     /// Ends the loop once there is nothing left to record.
     fn finish_shutdown(&mut self) {
-        if self.shutdown.is_none() || !self.attempts.is_empty() || !self.execs.is_empty() {
+        let busy = !self.attempts.is_empty() || !self.execs.is_empty() || !self.conductors.is_empty();
+        if self.shutdown.is_none() || busy {
             return;
         }
         if let Some((waiting, _)) = &mut self.shutdown {
@@ -327,7 +341,11 @@ impl Server {
             return;
         }
         let waiting = std::mem::take(waiting);
-        let alive = self.attempts.values().map(|attempt| attempt.container.as_str()).collect::<Vec<_>>().join(", ");
+        let mut alive: Vec<&str> = self.attempts.values().map(|attempt| attempt.container.as_str()).collect();
+        if !self.conductors.is_empty() {
+            alive.push("the runtime that is to forget its containers");
+        }
+        let alive = alive.join(", ");
         let message = format!("killed, but not ended after {} seconds: {alive}", SHUTDOWN.as_secs());
         for from in waiting {
             self.reply(from, Answer::Error { message: message.clone() });
