@@ -30,7 +30,7 @@ use crate::{
     },
     obs::events::Severity,
     pod::{
-        Memory, NodeView, ObservedPod, Rejection,
+        Grants, Memory, NodeView, ObservedPod, Rejection,
         desired::{Desired, DesiredPod, SourcedPod, full_name},
         lifecycle,
         observed::Sandbox,
@@ -351,6 +351,7 @@ impl Manager {
             source: desired.source,
             origin: desired.pod.origin.clone(),
             users,
+            grants: Grants::default(),
             start_time: self.hosts.now(),
             sourced: Some(record::digest(&desired.pod.pod)),
             verdict: None,

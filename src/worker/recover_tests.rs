@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     pod::{
-        Hook, ObservedPod,
+        Grants, Hook, ObservedPod,
         desired::SourceId,
         observed::{AttemptState, Ended, HookEnd},
     },
@@ -60,6 +60,7 @@ impl Place {
             source: SourceId::File,
             origin: "file:/m/a.yaml".to_owned(),
             users: None,
+            grants: Grants::default(),
             start_time: Timestamp::now(),
             sourced: None,
             verdict: None,
