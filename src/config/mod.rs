@@ -7,6 +7,7 @@ pub mod berth;
 pub mod document;
 pub mod identity;
 pub mod kubelet;
+mod managers;
 mod node_config;
 mod reserved;
 mod resolve;
@@ -20,6 +21,7 @@ use std::{
 };
 
 pub use berth_cni::NetworkConfig;
+pub use managers::{ManagerConfig, Threshold};
 pub use node_config::{EventLimits, ImageCollection, LogFormat, LogOptions, NodeConfig, Registry};
 pub use resolve::Environment;
 

@@ -6,19 +6,33 @@
 //! has each give its part. What they gave is in the pod's [`Grants`], which are durable with its record; what is free
 //! follows from the grants there are.
 
+mod cpu;
+#[cfg(test)]
+mod cpu_tests;
 mod cpus;
+mod distribute;
 mod grant;
 mod hint;
 #[cfg(test)]
 mod hint_tests;
+pub mod machine;
 mod mask;
+mod memory;
+#[cfg(test)]
+mod memory_tests;
+mod take;
+#[cfg(test)]
+mod take_tests;
 
 use std::collections::BTreeMap;
 
+pub use cpu::{CpuManager, CpuOptions, CpuProvider};
 pub use cpus::Cpus;
 pub use grant::{Provider, TopologyOptions, grant, reject};
 pub use hint::{Hint, ResourceHints, merge};
+pub use machine::{CpuTopology, Machine};
 pub use mask::NodeMask;
+pub use memory::{Amounts, MemoryManager, MemoryProvider, is_memory};
 use serde::Serialize;
 
 pub use super::grants::Grants;
