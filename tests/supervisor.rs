@@ -12,7 +12,8 @@ use std::{
 use berth::{
     runtime::{
         client::{ClientError, Connected, Event, Exec, HookRun, Supervisor},
-        spawn::SealedBinary,
+        spare::SpareNamespaces,
+        spawn::{self, SealedBinary},
     },
     store::{
         durable,
@@ -112,7 +113,13 @@ impl World {
 
     async fn spawn(&mut self) -> Connected {
         let sandbox = self.sandbox();
-        Supervisor::spawn(&self.binary, &self.directories, &sandbox).await.unwrap()
+        self.spawn_as(&sandbox).await.unwrap()
+    }
+
+    async fn spawn_as(&self, sandbox: &SandboxSpec) -> Result<Connected, ClientError> {
+        durable::place_json(&self.directories.sandbox_file(), sandbox).unwrap().sync().unwrap();
+        Supervisor::meet(spawn::start(&self.binary, &SpareNamespaces::default(), &self.directories, sandbox).unwrap())
+            .await
     }
 
     /// A container that runs `script`, changed by `change`; its directory.
@@ -304,7 +311,7 @@ async fn a_sandbox_that_cannot_be_made_says_why() {
     let mut world = World::new();
     let mut sandbox = world.sandbox();
     sandbox.sysctls = vec![("net.no.such".into(), "1".into())];
-    let error = Supervisor::spawn(&world.binary, &world.directories, &sandbox).await.unwrap_err();
+    let error = world.spawn_as(&sandbox).await.unwrap_err();
     let ClientError::Sandbox { message } = &error else { panic!("{error}") };
     assert_eq!(message, "set the sysctl net.no.such to \"1\": No such file or directory (os error 2)");
     assert!(fs::read_to_string(world.directories.supervisor_log()).unwrap().contains(message));
@@ -656,7 +663,7 @@ async fn a_shared_pid_namespace_is_reaped_and_confined() {
     let mut world = World::new();
     let mut sandbox = world.sandbox();
     sandbox.shared_pid = true;
-    let mut connected = Supervisor::spawn(&world.binary, &world.directories, &sandbox).await.unwrap();
+    let mut connected = world.spawn_as(&sandbox).await.unwrap();
     // A grandchild outlives its parent: pause adopts and reaps it, and it dies with the container.
     let script = "test $$ -ne 1 && (sleep 0.1 & exec sleep 0.01); ls /proc/1/root/ && exit 1; sleep 1000 & exit 7";
     let directory = world.container("app", script, |launch| launch.pid = PidMode::Pod);

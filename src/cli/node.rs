@@ -26,7 +26,7 @@ use crate::{
         chain::Chain,
         logging::{self, FILTER_VARIABLE},
     },
-    sys::process,
+    sys::memory,
 };
 
 /// For threads that block (a slow disk) to come to an end when the agent stops.
@@ -45,7 +45,7 @@ pub fn run(directories: &Directories, args: &NodeArgs, runner: NodeRunner) -> Re
         tracing::warn!("{warning}");
     }
     // Work that blocks goes through many threads, one after the other; what each frees is for the next.
-    process::limit_heaps(2);
+    memory::limit_heaps(2);
     // Two workers: nothing here computes for long, and what blocks has threads of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

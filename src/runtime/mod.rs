@@ -18,6 +18,7 @@ pub mod sandbox;
 pub mod seccomp;
 pub mod security;
 pub mod service_env;
+pub mod spare;
 pub mod spawn;
 pub mod sysctls;
 pub mod users;

@@ -1,9 +1,9 @@
-//! Starting a supervisor: its record, its socket, its process, in this order.
+//! Starting a supervisor: its socket, its process, in this order.
 
 use std::{
     ffi::CString,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read},
+    io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{
@@ -12,29 +12,30 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use serde::{Deserialize, Serialize};
 
+use super::spare::{self, SpareNamespaces};
 use crate::{
     store::{
-        durable::{self, Placed, StoreError},
+        durable::{self, StoreError},
         layout::PodDirs,
     },
     supervisor::{self, spec::SandboxSpec},
     sys::{
-        memfd, pidfd,
-        process::{self, Child, Program},
-        seqpacket,
+        self, pidfd,
+        process::{self, Child},
+        program, seqpacket,
     },
 };
 
 /// Why a supervisor could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// The program could not be copied to a sealed memory file.
-    #[error("copy {path} to a sealed memory file")]
+    /// The program could not be copied to where nobody can write.
+    #[error("copy {path} to memory")]
     Seal {
         /// The program.
         path: PathBuf,
@@ -59,12 +60,9 @@ pub enum SpawnError {
     /// A path with a zero byte.
     #[error("{0} contains a zero byte")]
     ZeroByte(PathBuf),
-    /// clone3(2).
-    #[error("clone the supervisor")]
-    Clone(#[source] io::Error),
-    /// execveat(2), in the child.
-    #[error("execute the supervisor")]
-    Execute(#[source] io::Error),
+    /// The process.
+    #[error("start the supervisor")]
+    Start(#[source] sys::spawn::SpawnError),
 }
 
 fn path_error(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SpawnError {
@@ -94,7 +92,7 @@ impl SealedBinary {
     /// [`SpawnError::Seal`].
     pub fn from_path(path: &Path) -> Result<SealedBinary, SpawnError> {
         File::open(path)
-            .and_then(|file| memfd::sealed_copy(c"berth", &file))
+            .and_then(|file| program::sealed_copy(&file))
             .map(|file| SealedBinary { file: Arc::new(file) })
             .map_err(|source| SpawnError::Seal { path: path.to_owned(), source })
     }
@@ -126,7 +124,7 @@ impl Identity {
     /// It does not exist.
     pub fn of(pid: i32) -> io::Result<Identity> {
         let start_time = process::start_time(pid)?;
-        Ok(Identity { version: supervisor::spec::VERSION, pid, start_time, boot_id: boot_id()? })
+        Ok(Identity { version: supervisor::spec::VERSION, pid, start_time, boot_id: boot_id()?.to_owned() })
     }
 
     /// Whether that very process still exists.
@@ -136,8 +134,14 @@ impl Identity {
     }
 }
 
-fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned())
+/// Which does not change as long as anybody can ask.
+fn boot_id() -> io::Result<&'static str> {
+    static READ: OnceLock<String> = OnceLock::new();
+    if let Some(boot_id) = READ.get() {
+        return Ok(boot_id);
+    }
+    let read = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned();
+    Ok(READ.get_or_init(|| read))
 }
 
 /// A process that is killed and reaped unless somebody takes charge of it.
@@ -174,24 +178,25 @@ impl Drop for Fledgling {
 pub struct Started {
     /// The process, a child of ours.
     pub process: Fledgling,
-    /// Tells whether exec failed: see [`process::Spawned::failure`].
-    pub failure: OwnedFd,
     /// Connected to its socket.
     pub connection: OwnedFd,
-    /// `sandbox.json`, to be synced while the process starts.
-    pub record: Placed,
 }
 
-/// Writes `sandbox.json`, makes the socket and starts the supervisor on both. The caller must have made sure that no
-/// supervisor of this pod runs: the socket of an older one is replaced.
+/// Makes the socket of a supervisor and starts it on that and on `sandbox.json`, which is `spec` and in place: whoever
+/// looks finds the record before there is a process. The caller must have made sure that no supervisor of this pod runs:
+/// the socket of an older one is replaced.
 ///
-/// Whoever looks finds the record before there is a process; nothing is to run in the sandbox before it is durable. A
-/// power cut meanwhile takes the process with it, and the record, whole or not, tells of nothing that is left.
+/// The record need not be durable before something runs in the sandbox. A power cut until then takes the process with it,
+/// and the record, whole or not, tells of nothing that is left.
 ///
 /// # Errors
 /// The step that failed; no process is left behind.
-pub fn start(binary: &SealedBinary, directories: &PodDirs, spec: &SandboxSpec) -> Result<Started, SpawnError> {
-    let record = durable::place_json(&directories.sandbox_file(), spec).map_err(SpawnError::Record)?;
+pub fn start(
+    binary: &SealedBinary,
+    spare: &SpareNamespaces,
+    directories: &PodDirs,
+    spec: &SandboxSpec,
+) -> Result<Started, SpawnError> {
     let run = &directories.run;
     DirBuilder::new().recursive(true).mode(0o700).create(run).map_err(path_error("create", run))?;
     let socket = directories.supervisor_socket();
@@ -208,26 +213,31 @@ pub fn start(binary: &SealedBinary, directories: &PodDirs, spec: &SandboxSpec) -
     let argument =
         |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(|_| SpawnError::ZeroByte(path.to_owned()));
     let program = CString::new(supervisor::PROGRAM).unwrap_or_default();
-    let spawned = process::spawn(&Program {
-        executable: binary.file.as_fd(),
-        arguments: &[program, argument(&directories.dir)?, argument(run)?],
-        environment: &[],
-        stdio: [listener.as_fd(), output.as_fd(), output.as_fd()],
-        cgroup: cgroup.as_ref().map(AsFd::as_fd),
-    })
-    .map_err(SpawnError::Clone)?;
-    let Child { pid, pidfd } = spawned.child;
+    let mut arguments = vec![program, argument(&directories.dir)?, argument(run)?];
+    let binary = binary.clone();
+    let start_with = |arguments: Vec<CString>| -> spare::Start {
+        Box::new(move || {
+            sys::spawn::spawn(&sys::spawn::Program {
+                executable: binary.file.as_fd(),
+                arguments: &arguments,
+                environment: &[],
+                stdio: [listener.as_fd(), output.as_fd(), output.as_fd()],
+                cgroup: cgroup.as_ref().map(AsFd::as_fd),
+            })
+        })
+    };
+    // Those of a pod with users of its own belong to its user namespace.
+    let ahead = spec.new_net && spec.new_ipc && spec.new_uts && spec.users.is_none() && spare.take();
+    if ahead {
+        arguments.push(CString::new(supervisor::NAMESPACES_MADE).unwrap_or_default());
+    }
+    let start = start_with(arguments);
+    let child = if ahead { spare.start(start) } else { start() };
+    let Child { pid, pidfd } = child.map_err(SpawnError::Start)?;
     // Dropped, and with it the process, if the record fails: no later agent would find it.
     let process = Fledgling(Some(pidfd));
     let identity = Identity::of(pid).map_err(path_error("look at", &Path::new("/proc").join(pid.to_string())))?;
     // Of this boot only, as the process is.
     durable::write_json_until_reboot(&directories.supervisor_file(), &identity).map_err(SpawnError::Record)?;
-    Ok(Started { process, failure: spawned.failure, connection, record })
-}
-
-/// Why exec failed, if it did, once the process is known to have ended.
-pub fn exec_failure(failure: OwnedFd) -> Option<SpawnError> {
-    let mut errno = [0; 4];
-    File::from(failure).read_exact(&mut errno).ok()?;
-    Some(SpawnError::Execute(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))))
+    Ok(Started { process, connection })
 }

@@ -2,15 +2,16 @@
 //! content or the new, never half of it, also after a power cut.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    panic::resume_unwind,
+    os::{fd::AsFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
-    thread,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
+
+use crate::sys::file::begin_writing;
 
 /// A file of ours could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +19,7 @@ pub enum StoreError {
     /// A step of the write or read failed.
     #[error("{step} {path}")]
     Io {
-        /// `create`, `write`, `sync`, `rename`, `open directory of`, `read`.
+        /// `create`, `write`, `sync`, `rename`, `open directory`, `read`.
         step: &'static str,
         /// The file.
         path: PathBuf,
@@ -72,22 +73,24 @@ impl Placed {
 
     /// Makes it durable.
     pub fn sync(self) -> Result<(), StoreError> {
-        self.file.sync_all().map_err(io_error("sync", &self.path))?;
-        sync_parent(&self.path)
+        Placed::sync_all(vec![self])
     }
 
-    /// Makes several durable at once: the file system commits them together, which takes hardly longer than one.
+    /// Makes several durable: hardly longer than one takes, as the writing of all is begun first, and the file system then
+    /// commits what belongs to them together.
     pub fn sync_all(records: Vec<Placed>) -> Result<(), StoreError> {
-        let mut records = records.into_iter();
-        let Some(first) = records.next() else { return Ok(()) };
-        thread::scope(|scope| {
-            let others: Vec<_> = records.map(|record| scope.spawn(|| record.sync())).collect();
-            let first = first.sync();
-            others.into_iter().fold(first, |result, other| match other.join() {
-                Ok(other) => result.and(other),
-                Err(panic) => resume_unwind(panic),
-            })
-        })
+        for record in &records {
+            // A hint: what follows waits for it, or does it all.
+            let _ = begin_writing(record.file.as_fd());
+        }
+        for record in &records {
+            // Content and size. Not the times: somebody who has read the file meanwhile has changed those, and there would
+            // be another commit to wait for.
+            record.file.sync_data().map_err(io_error("sync", &record.path))?;
+        }
+        // The names, last: an entry never tells of a file that is not there yet.
+        let parents: BTreeSet<&Path> = records.iter().map(|record| parent(&record.path)).collect();
+        parents.into_iter().try_for_each(sync_directory)
     }
 }
 
@@ -111,11 +114,19 @@ fn replace(path: &Path, bytes: &[u8], synced: bool) -> Result<File, StoreError> 
     Ok(file)
 }
 
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
 /// Makes the directory entry of `path` durable.
 pub fn sync_parent(path: &Path) -> Result<(), StoreError> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    let directory = File::open(parent).map_err(io_error("open directory of", path))?;
-    directory.sync_all().map_err(io_error("sync", parent))
+    sync_directory(parent(path))
+}
+
+/// Makes the entries of a directory durable.
+pub fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    let directory = File::open(path).map_err(io_error("open directory", path))?;
+    directory.sync_all().map_err(io_error("sync", path))
 }
 
 /// Writes `value` as JSON, durably.

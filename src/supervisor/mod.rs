@@ -51,17 +51,21 @@ pub const PROGRAM: &str = "berth-sandbox";
 /// Name of the listening socket in the pod's run directory.
 pub const SOCKET: &str = "supervisor.sock";
 
+/// `argv[3]` of a supervisor that was started in network, IPC and UTS namespaces made for it.
+pub const NAMESPACES_MADE: &str = "namespaces-made";
+
 /// How long a supervisor that could not make its sandbox stays to tell the agent why.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The whole life of a supervisor: `argv[1]` is the pod's directory (with `sandbox.json`), `argv[2]` its run directory,
-/// descriptor 0 the listening socket. Errors go to standard error, which is a file, and to whoever says Hello.
+/// `argv[3]` perhaps [`NAMESPACES_MADE`], descriptor 0 the listening socket. Errors go to standard error, which is a file, and to whoever says Hello.
 pub fn run() -> ExitCode {
     let mut arguments = env::args_os().skip(1).map(PathBuf::from);
     let (Some(directory), Some(run_directory)) = (arguments.next(), arguments.next()) else {
         eprintln!("{PROGRAM}: is started by the agent, with a pod's directories and a socket");
         return ExitCode::from(2);
     };
+    let made = arguments.next().is_some_and(|argument| argument == Path::new(NAMESPACES_MADE));
     let listener = match prepare() {
         Ok(listener) => listener,
         Err(error) => {
@@ -69,7 +73,7 @@ pub fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = match serve(&directory, &run_directory, &listener) {
+    let result = match serve(&directory, (&run_directory, made), &listener) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let message = chain(&*error);
@@ -101,12 +105,12 @@ fn prepare() -> io::Result<OwnedFd> {
     Ok(listener)
 }
 
-fn serve(directory: &Path, run_directory: &Path, listener: &OwnedFd) -> Result<(), Box<dyn Error>> {
+fn serve(directory: &Path, (run_directory, made): (&Path, bool), listener: &OwnedFd) -> Result<(), Box<dyn Error>> {
     let spec = sandbox::read(directory)?;
     // Before the first child: its end must not be missed.
     let signals = signal::descriptor_for(&[libc::SIGCHLD])?;
     signal::block(container::TAKE_ALL);
-    let sandbox = sandbox::set_up(&spec, run_directory)?;
+    let sandbox = sandbox::set_up(&spec, run_directory, made)?;
     drop(spec);
     Server::new(listener.try_clone()?, signals, sandbox)?.run()?;
     Ok(())

@@ -117,11 +117,11 @@ pub fn read(directory: &Path) -> Result<SandboxSpec, SandboxError> {
     }
 }
 
-/// Turns the calling process into the sandbox that `spec` describes.
+/// Turns the calling process into the sandbox that `spec` describes. With `made` it has its namespaces already.
 ///
 /// # Errors
 /// The first step that failed. The namespaces vanish with the process, so there is nothing to undo.
-pub fn set_up(spec: &SandboxSpec, run_directory: &Path) -> Result<Sandbox, SandboxError> {
+pub fn set_up(spec: &SandboxSpec, run_directory: &Path, made: bool) -> Result<Sandbox, SandboxError> {
     let mut warnings = Vec::new();
     // First of all, so that whatever is allocated from here on is charged to the pod.
     join(&spec.cgroup)?;
@@ -131,7 +131,9 @@ pub fn set_up(spec: &SandboxSpec, run_directory: &Path) -> Result<Sandbox, Sandb
     let users = match spec.users {
         Some(range) => Some(make_user_namespace(spec, range)?),
         None => {
-            unshare_namespaces(spec)?;
+            if !made {
+                unshare_namespaces(spec)?;
+            }
             for (name, value) in &spec.sysctls {
                 set_sysctl(name, value)?;
             }

@@ -44,6 +44,7 @@ use crate::{
         attempt,
         client::{ClientError, Connected, Supervisor},
         container_ref::ContainerRef,
+        spawn,
     },
     store::{
         durable::{self, Placed, StoreError},
@@ -91,10 +92,12 @@ pub(super) struct State {
     images: BTreeMap<String, Arc<Image>>,
     launches: BTreeMap<String, Launch>,
     generation: u32,
-    /// The pod's own records are known to be durable.
+    /// `pod.json` is known to be durable.
     recorded: bool,
-    /// An earlier agent made the sandbox, and may have ended before its record was durable.
-    adopted: bool,
+    /// Generation of the sandbox whose record is in place.
+    sandbox_placed: u32,
+    /// That of the newest one whose record is known to be durable.
+    sandbox_recorded: u32,
     meter: Option<Meter>,
     /// Hooks that are running, and how to give them up.
     hooks: BTreeMap<(String, u32, Hook), Arc<Notify>>,
@@ -232,9 +235,11 @@ impl Host {
 
     /// Takes over what an earlier agent made: `generation` is that of its newest sandbox.
     pub(super) fn take_over(&self, generation: u32) {
+        let placed = self.dirs.sandbox_file().exists();
         let mut state = self.state();
         state.generation = generation;
-        state.adopted = true;
+        // That agent may have ended before the record was durable.
+        state.sandbox_placed = if placed { generation } else { 0 };
     }
 
     pub(super) fn addresses(&self, pod: &Pod) -> Vec<IpAddr> {
@@ -335,7 +340,7 @@ impl Host {
         let limits = self.shared.pod_limits(spec_of(&pod), &self.grants);
         let limit = limits.memory;
         let host = self.clone();
-        let (spec, cgroups) = blocking(move || {
+        let prepare = move || {
             let cgroups = &host.shared.cgroups;
             cgroups.ensure_pod(host.qos, host.uid(), &limits).map_err(because(REASON))?;
             let placement =
@@ -346,21 +351,26 @@ impl Host {
             let generation = host.state().generation + 1;
             let mut spec = host.shared.sandbox_spec(&pod, generation, placement, host.users)?;
             spec.oom_score_adj = host.shared.config.supervisor_oom_score_adj;
-            Ok((spec, begun.elapsed()))
-        })
-        .await?;
-        let generation = spec.generation;
-        let connected = match Supervisor::spawn(&self.shared.binary, &self.dirs, &spec).await {
-            Ok(connected) => connected,
-            Err(error) => {
-                let mut failure = ActionError::new(REASON, &error);
-                if let Some(limit) = limit.filter(|_| was_out_of_memory(&spec)) {
-                    failure.message =
-                        format!("{}: the memory limit of {limit} bytes is too small to start", failure.message);
-                }
-                return Err(failure);
-            }
+            // Durable before the first program runs in it: [`Host::commit_sandbox`].
+            let _ = durable::place_json(&host.dirs.sandbox_file(), &spec).map_err(because(REASON))?;
+            host.state().sandbox_placed = generation;
+            let cgroups = begun.elapsed();
+            let started = spawn::start(&host.shared.binary, &host.shared.spare, &host.dirs, &spec);
+            Ok((spec, cgroups, started))
         };
+        let (spec, cgroups, started) = blocking(prepare).await?;
+        let generation = spec.generation;
+        let connected = match started {
+            Ok(started) => Supervisor::meet(started).await.map_err(because(REASON)),
+            Err(error) => Err(because(REASON)(error)),
+        };
+        let connected = connected.map_err(|mut failure| {
+            if let Some(limit) = limit.filter(|_| was_out_of_memory(&spec)) {
+                failure.message =
+                    format!("{}: the memory limit of {limit} bytes is too small to start", failure.message);
+            }
+            failure
+        })?;
         for warning in &connected.snapshot.warnings {
             self.shared.warn_once(warning);
         }
@@ -497,6 +507,7 @@ impl Host {
     /// Lets a container run, as soon as what it is started from cannot be lost any more.
     async fn release_container(self: &Arc<Self>, name: &str, attempt: u32) -> Result<Done, ActionError> {
         self.commit(name, attempt).await?;
+        self.commit_sandbox().await?;
         let directory = self.dirs.attempt(name, attempt);
         let released = self.need_supervisor()?.release(&directory.dir).await;
         released.map_err(because("RunContainerError"))?;
@@ -507,24 +518,43 @@ impl Host {
         Ok(Done::new(Outcome::Done))
     }
 
-    /// Makes a launch record durable, and with the first one the pod's own.
+    /// Makes a launch record durable, and with it what else of the pod is not yet: its own record, and its sandbox's, if
+    /// that is there.
     fn sync_records(&self, launch: &Path) -> Result<(), StoreError> {
-        let (recorded, adopted) = {
+        let (recorded, generation, sandbox_recorded) = {
             let state = self.state();
-            (state.recorded, state.adopted)
+            (state.recorded, state.sandbox_placed, state.sandbox_recorded)
         };
         let mut records = vec![Placed::open(launch)?];
         if !recorded {
             records.push(Placed::open(&self.dirs.pod_file())?);
-            // The entry of the pod's directory.
-            records.push(Placed::open(&self.dirs.dir)?);
-            let sandbox = self.dirs.sandbox_file();
-            if adopted && sandbox.exists() {
-                records.push(Placed::open(&sandbox)?);
-            }
+        }
+        if generation > sandbox_recorded {
+            records.push(Placed::open(&self.dirs.sandbox_file())?);
         }
         Placed::sync_all(records)?;
-        self.state().recorded = true;
+        if !recorded {
+            durable::sync_parent(&self.dirs.dir)?;
+        }
+        let mut state = self.state();
+        state.recorded = true;
+        state.sandbox_recorded = state.sandbox_recorded.max(generation);
+        Ok(())
+    }
+
+    /// Makes the record of the sandbox durable, unless it is.
+    async fn commit_sandbox(self: &Arc<Self>) -> Result<(), ActionError> {
+        let (generation, recorded) = {
+            let state = self.state();
+            (state.sandbox_placed, state.sandbox_recorded)
+        };
+        if generation <= recorded {
+            return Ok(());
+        }
+        let path = self.dirs.sandbox_file();
+        blocking(move || Placed::open(&path).and_then(Placed::sync).map_err(because("CreateContainerError"))).await?;
+        let mut state = self.state();
+        state.sandbox_recorded = state.sandbox_recorded.max(generation);
         Ok(())
     }
 

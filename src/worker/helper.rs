@@ -28,8 +28,8 @@ use tokio::{
 use crate::{
     runtime::spawn::SealedBinary,
     sys::{
-        pidfd,
-        process::{self, Program, Spawned},
+        pidfd, process,
+        spawn::{Program, spawn},
     },
     volume::helper::{Answer, Errand, PROGRAM},
 };
@@ -177,15 +177,14 @@ impl Running {
         let path = std::env::var_os("PATH").map(|path| CString::new([b"PATH=", path.as_bytes()].concat()));
         let environment: Vec<CString> = path.transpose()?.into_iter().chain([CString::new("LC_ALL=C")?]).collect();
         let errors = io::stderr();
-        let Spawned { child, failure } = process::spawn(&Program {
+        let child = spawn(&Program {
             executable: binary.as_fd(),
             arguments: &[program],
             environment: &environment,
             stdio: [input.as_fd(), answer.as_fd(), errors.as_fd()],
             cgroup: None,
-        })?;
-        // A failed exec is an end without an answer.
-        drop(failure);
+        })
+        .map_err(io::Error::other)?;
         nix::fcntl::fcntl(&output, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
         Ok(Running { pid: child.pid, pidfd: register(child.pidfd)?, output: register(output)? })
     }

@@ -1,6 +1,7 @@
 //! The agent's life: take the lock, look at what is there, take it up, follow the sources, leave.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -45,14 +46,15 @@ use crate::{
         file::{FileSource, FileSourceConfig, FileSourceError},
         http::{self, HttpSourceConfig, HttpSourceError},
     },
-    sys::process,
+    sys::memory,
 };
 
 /// Changes of pods that may wait for the manager; whoever asks for another waits beyond that.
 const UPDATES: usize = 16;
 
-/// How long after the last change of the pods the memory that it took is given back.
-const SETTLED: Duration = Duration::from_secs(5);
+/// How long after the last change of the pods the memory that it took is given back: once when the work is done, and once
+/// more when what it has set in motion has come to rest, threads that wait for more of it among that.
+const SETTLED: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(12)];
 
 /// How long the lock of an agent that was killed may be held by a child of it that had not come to its program yet.
 const INHERITED: Duration = Duration::from_secs(5);
@@ -295,10 +297,11 @@ impl Agent {
         let pool = tokio::spawn(pool::keep(self.shared.clone()));
         let events = tokio::spawn(event_file::keep(self.event_file.clone(), self.shared.events.clone()));
         tokio::pin!(stop);
-        let mut tidy_at = None;
+        let mut tidy_at = VecDeque::new();
         loop {
+            let next_tidying = tidy_at.front().copied();
             let tidying = async {
-                match tidy_at {
+                match next_tidying {
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
@@ -317,12 +320,12 @@ impl Agent {
                 () = self.manager.pod_gone() => self.reconcile(),
                 Some(update) = self.updates.recv() => self.manager.update(update),
                 () = tidying => {
-                    tidy_at = None;
-                    tokio::task::spawn_blocking(process::trim_heap);
+                    tidy_at.pop_front();
+                    tokio::task::spawn_blocking(give_back);
                     continue;
                 }
             }
-            tidy_at = Some(tokio::time::Instant::now() + SETTLED);
+            tidy_at = SETTLED.map(|after| tokio::time::Instant::now() + after).into();
         }
         // The last change is written down when nobody can make another.
         drop(self.objects);
@@ -394,6 +397,12 @@ impl Agent {
             });
         }
     }
+}
+
+/// What a busy while leaves: freed memory that the allocator keeps, and code that nothing runs while nothing happens.
+fn give_back() {
+    memory::trim_heap();
+    memory::release_program();
 }
 
 fn start_sources(config: &NodeConfig) -> Result<(Vec<Updates>, Option<FileSource>), StartError> {

@@ -45,6 +45,7 @@ use crate::{
         app_armor::AppArmor,
         downward::Allocatable,
         launch::{CgroupVersion, LaunchOptions},
+        spare::SpareNamespaces,
         spawn::SealedBinary,
         users::IdPool,
     },
@@ -63,6 +64,8 @@ pub struct Shared {
     pub network: Network,
     /// The supervisors' program.
     pub binary: SealedBinary,
+    /// Namespaces for the next one.
+    pub spare: SpareNamespaces,
     /// Addresses of the node, the first one primary.
     pub host_ips: Vec<IpAddr>,
     /// Bytes of memory of the machine.
@@ -239,6 +242,7 @@ impl Shared {
             images,
             network,
             binary,
+            spare: SpareNamespaces::default(),
             host_ips,
             memory,
             swap,

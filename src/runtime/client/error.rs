@@ -2,14 +2,11 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use crate::{runtime::spawn::SpawnError, supervisor::spec::VERSION};
+use crate::supervisor::spec::VERSION;
 
 /// Why a supervisor could not be reached or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// It could not be started.
-    #[error("start the supervisor")]
-    Spawn(#[source] SpawnError),
     /// A descriptor could not be watched.
     #[error("watch the supervisor")]
     Watch(#[source] io::Error),

@@ -19,13 +19,13 @@ use tokio::{
 pub use error::ClientError;
 use link::Link;
 
-use super::spawn::{self, Identity, SealedBinary, SpawnError, Started};
+use super::spawn::{Identity, Started};
 use crate::{
     store::{durable, layout::PodDirs},
     supervisor::{
         self,
         protocol::{Answer, Call, RunningContainer, Snapshot},
-        spec::{ExecSpec, SandboxSpec, StartError, VERSION},
+        spec::{ExecSpec, StartError, VERSION},
     },
     sys::{pidfd, process, seqpacket},
 };
@@ -129,21 +129,13 @@ impl Exec {
 }
 
 impl Supervisor {
-    /// Starts a supervisor for the sandbox `spec` and waits until it is complete. On failure nothing of it is left.
+    /// Waits until a supervisor that was just started is complete. On failure nothing of it is left.
     ///
     /// # Errors
-    /// [`ClientError::Spawn`], [`ClientError::Sandbox`], [`ClientError::Deadline`].
-    pub async fn spawn(
-        binary: &SealedBinary,
-        directories: &PodDirs,
-        spec: &SandboxSpec,
-    ) -> Result<Connected, ClientError> {
-        let (binary, directories, spec) = (binary.clone(), directories.clone(), spec.clone());
-        let started = blocking(move || spawn::start(&binary, &directories, &spec).map_err(ClientError::Spawn)).await?;
+    /// [`ClientError::Sandbox`], [`ClientError::Deadline`], [`ClientError::Gone`].
+    pub async fn meet(started: Started) -> Result<Connected, ClientError> {
         // Killed if it is dropped: on every failure from here on, and when the caller stops waiting.
-        let Started { process, failure, connection, record } = started;
-        let synced =
-            task::spawn(blocking(move || record.sync().map_err(|error| ClientError::Spawn(SpawnError::Record(error)))));
+        let Started { process, connection } = started;
         let pidfd = process.descriptor().and_then(link::register).map_err(ClientError::Watch)?;
         let socket = link::register(connection).map_err(ClientError::Watch)?;
         let greeting = tokio::select! {
@@ -151,22 +143,20 @@ impl Supervisor {
             greeting = link::greet(&socket, SANDBOX) => greeting,
             _ = pidfd.readable() => Err(ClientError::Gone),
         };
-        let synced = synced.await.unwrap_or(Err(ClientError::Gone));
-        match greeting.and_then(|greeting| synced.map(|()| greeting)) {
+        match greeting {
             Ok((snapshot, netlink)) => {
                 process.adopt();
                 Ok(connected(socket, pidfd, snapshot, netlink))
             }
             Err(error) => {
-                let failure = blocking(move || {
+                blocking(move || {
                     drop(process);
-                    Ok(spawn::exec_failure(failure))
+                    Ok(())
                 })
                 .await?;
-                Err(match (error, failure) {
-                    (ClientError::Gone, Some(failure)) => ClientError::Spawn(failure),
-                    (ClientError::Refused { message, .. }, _) => ClientError::Sandbox { message },
-                    (error, _) => error,
+                Err(match error {
+                    ClientError::Refused { message, .. } => ClientError::Sandbox { message },
+                    error => error,
                 })
             }
         }

@@ -15,8 +15,9 @@ use crate::{
     },
     sys::{
         epoll::Interest,
+        memory,
         pidfd::{self, Exit},
-        process, signal,
+        signal,
     },
 };
 
@@ -157,7 +158,7 @@ impl Server {
                     self.reply(from, Answer::Started(description.clone()));
                 }
                 // The launch record and the report were the largest things in memory: give it back.
-                process::trim_heap();
+                memory::trim_heap();
             }
             Outcome::StartFailed(error) => {
                 let waiting = std::mem::take(&mut attempt.waiting);
