@@ -154,6 +154,37 @@ fn v2_has_everything_in_one_place() {
 }
 
 #[test]
+fn what_runs_is_moved_to_other_processors_in_either_version() {
+    let v2 = Fake::new(&[("/sys/fs/cgroup", "")], "0::/");
+    let base = "sys/fs/cgroup";
+    let leaf = format!("{base}/{POD}/c1");
+    let above: Vec<String> = ["", "/kubepods", "/kubepods/burstable"].map(|name| format!("{base}{name}")).into();
+    let pod = format!("{base}/{POD}");
+    v2.v2(&[&above[0], &above[1], &above[2], &pod, &leaf]);
+    assert!(v2.cgroups.update_cpus(QOS, "u1", "c1", "0,2").unwrap());
+    assert_eq!(v2.text(&format!("{leaf}/cpuset.cpus")), "0,2");
+    assert_eq!(v2.text(&format!("{pod}/cgroup.subtree_control")), "+cpuset", "it may have been started without");
+    assert!(v2.cgroups.update_cpus(QOS, "u1", "c1", "").unwrap());
+    assert_eq!(v2.text(&format!("{leaf}/cpuset.cpus")), "\n", "all that the parent has");
+    assert!(!v2.cgroups.update_cpus(QOS, "u1", "gone", "0").unwrap());
+    assert!(v2.cgroups.can_confine(QOS, "u1", "c1"));
+
+    let cpuset = "/sys/fs/cgroup/cpuset";
+    let mounts = [("/sys/fs/cgroup/memory", "memory"), ("/sys/fs/cgroup/cpu", "cpu"), (cpuset, "cpuset")];
+    let v1 = Fake::new(&mounts, "3:cpuset:/\n2:memory:/\n1:cpu:/");
+    let leaf = format!("sys/fs/cgroup/cpuset/{POD}/c1");
+    assert!(!v1.cgroups.can_confine(QOS, "u1", "c1"), "it was started without");
+    assert!(!v1.cgroups.update_cpus(QOS, "u1", "c1", "1").unwrap());
+    v1.files(&format!("sys/fs/cgroup/cpuset/{POD}"), &[("cpuset.cpus", "0-3")]);
+    v1.files(&leaf, &[("cpuset.cpus", "0-3")]);
+    assert!(v1.cgroups.can_confine(QOS, "u1", "c1"));
+    assert!(v1.cgroups.update_cpus(QOS, "u1", "c1", "1").unwrap());
+    assert_eq!(v1.text(&format!("{leaf}/cpuset.cpus")), "1");
+    assert!(v1.cgroups.update_cpus(QOS, "u1", "c1", "").unwrap());
+    assert_eq!(v1.text(&format!("{leaf}/cpuset.cpus")), "0-3");
+}
+
+#[test]
 fn v2_figures_are_read_where_they_are() {
     let fake = Fake::new(&[("/sys/fs/cgroup", "")], "0::/");
     fake.files(

@@ -19,6 +19,7 @@
 //! Every effect may be repeated. All functions block (up to their deadline): call them off the async threads.
 
 mod apply;
+mod cpuset;
 pub mod devices;
 mod error;
 mod files;

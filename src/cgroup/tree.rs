@@ -133,15 +133,18 @@ impl Cgroups {
             if matches!(controller, Controller::Pids | Controller::Hugetlb | Controller::Devices) {
                 self.ensure_ancestors(mount, &relative)?;
             }
+            if *controller == Controller::Cpuset {
+                self.inherit_cpusets(mount, &pod)?;
+            }
             let directory = self.below(mount, &relative);
             // Co-mounted controllers (`cpu,cpuacct`) share theirs.
             if !own.contains(&mount) {
                 fresh &= make_directory(&directory)?;
                 own.push(mount);
-                placement.v1.push(directory);
+                placement.v1.push(directory.clone());
             }
             if *controller == Controller::Cpuset {
-                self.inherit_cpusets(mount, &relative)?;
+                inherit_cpuset(&directory)?;
             }
         }
         for (controller, mount) in self.v1.iter().filter(|(_, mount)| !own.contains(mount)) {
@@ -320,6 +323,10 @@ impl Cgroups {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn enable_cpuset(&self, mount: &Path, pod: &Path) -> Result<(), CgroupError> {
+        self.enable_down_to(mount, &[pod.to_owned()], &[Controller::Cpuset])
     }
 
     fn limit_devices(&self, relative: &Path, access: &DeviceAccess) -> Result<(), CgroupError> {

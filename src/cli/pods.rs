@@ -15,6 +15,8 @@ use super::{
     output::{Columns, age_of, harmless, print, show},
 };
 use crate::{
+    api::{quantity::Quantity, resources::CPU},
+    pod::{grants::MemoryGrant, topology::NodeMask},
     server::find,
     worker::handle::{ManifestProblem, NodeError, PodView},
 };
@@ -210,6 +212,7 @@ fn description(view: &PodView, now: Timestamp) -> String {
     }
     text.push('\n');
     text.push_str(&containers.finish());
+    text.push_str(&grants(view));
 
     if !view.stages.is_empty() {
         let mut stages = Columns::new(&["STAGE", "AT", "TOOK"]);
@@ -227,6 +230,32 @@ fn description(view: &PodView, now: Timestamp) -> String {
         text.push_str(&stages.finish());
     }
     text
+}
+
+/// What containers have for themselves, a line each; nothing where none has anything.
+fn grants(view: &PodView) -> String {
+    let mut table = Columns::new(&["GRANTED TO", "RESOURCE", "AMOUNT", "WHICH", "NUMA NODES"]);
+    let mut any = false;
+    let mut row = |name: &str, resource: &str, amount: String, which: String, nodes: NodeMask| {
+        any = true;
+        table.row([name.to_owned(), resource.to_owned(), amount, which, nodes.to_string()]);
+    };
+    for (container, grant) in view.containers.iter().filter_map(|one| Some((one, one.granted.as_ref()?))) {
+        let name = &container.name;
+        if !grant.cpus.is_empty() {
+            row(name, CPU, grant.cpus.len().to_string(), grant.cpus.to_string(), NodeMask::EMPTY);
+        }
+        for MemoryGrant { resource, nodes, bytes } in &grant.memory {
+            let amount = Quantity::from_bytes(i64::try_from(*bytes).unwrap_or(i64::MAX));
+            row(name, resource, amount.to_string(), String::new(), *nodes);
+        }
+        for (resource, devices) in &grant.devices {
+            let ids: Vec<&str> = devices.iter().map(|device| device.id.as_str()).collect();
+            let nodes = devices.iter().fold(NodeMask::EMPTY, |nodes, device| nodes.or(device.nodes));
+            row(name, resource, devices.len().to_string(), ids.join(","), nodes);
+        }
+    }
+    if any { format!("\n{}", table.finish()) } else { String::new() }
 }
 
 #[cfg(test)]
@@ -276,6 +305,27 @@ default     web-node1   0/0     ImagePullBackOff   0          3m20s   10.85.0.2 
         assert!(text.contains("ImagePullBackOff: no such image"), "{text}");
         assert!(text.contains("sandbox   4.100ms   3.850ms\n"), "{text}");
         assert!(text.contains("exited (0)"), "{text}");
+    }
+
+    #[test]
+    fn a_description_has_what_containers_have_for_themselves() {
+        let now = "2026-01-01T00:03:20Z".parse().unwrap();
+        let mut view = web();
+        assert!(!description(&view, now).contains("GRANTED TO"));
+        view.containers[1].granted = serde_json::from_value(json!({
+            "cpus": "2-3",
+            "memory": [{"resource": "memory", "nodes": "0", "bytes": 1 << 30}],
+            "devices": {"example.com/gpu": [{"id": "a", "nodes": "0"}, {"id": "b", "nodes": "1"}]},
+        }))
+        .unwrap();
+        let text = description(&view, now);
+        let expected = "\
+GRANTED TO   RESOURCE          AMOUNT   WHICH   NUMA NODES
+app          cpu               2        2-3
+app          memory            1Gi              0
+app          example.com/gpu   2        a,b     0-1
+";
+        assert!(text.replace(" \n", "\n").contains(expected), "{text}");
     }
 
     #[test]

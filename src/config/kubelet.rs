@@ -58,7 +58,7 @@ const LOGGING: &[Field] = &[
 const TAINT: &[Field] =
     &[used("key", Text, Unset), used("value", Text, Unset), used("effect", Text, Unset), idle("timeAdded", Text)];
 
-const RESERVED_MEMORY: &[Field] = &[idle("numaNode", COUNT), idle("limits", Map(&Quantity))];
+const RESERVED_MEMORY: &[Field] = &[used("numaNode", COUNT, Unset), used("limits", Map(&Quantity), Unset)];
 
 const SHUTDOWN_BY_PRIORITY: &[Field] = &[idle("priority", INT32), idle("shutdownGracePeriodSeconds", COUNT)];
 
@@ -149,18 +149,24 @@ pub const FIELDS: &[Field] = &[
     used_unless_zero("maxOpenFiles", Integer(0, i64::MAX), I(1_000_000)),
     used("memoryThrottlingFactor", Number, Unset),
     used("memoryReservationPolicy", OneOf(&["None", "TieredReservation"]), T("None")),
-    later("cpuManagerPolicy", OneOf(&["none", "static"]), T("none")),
-    later("cpuManagerPolicyOptions", TEXT_MAP, Unset),
-    later("cpuManagerReconcilePeriod", Duration, T("10s")),
-    later("memoryManagerPolicy", OneOf(&["None", "Static"]), T("None")),
-    later("reservedMemory", List(&Object(RESERVED_MEMORY)), Unset),
-    later("topologyManagerPolicy", OneOf(&["none", "best-effort", "restricted", "single-numa-node"]), T("none")),
-    later("topologyManagerScope", OneOf(&["container", "pod"]), T("container")),
-    later("topologyManagerPolicyOptions", TEXT_MAP, Unset),
+    used_unless_zero("cpuManagerPolicy", OneOf(&["none", "static"]), T("none")),
+    used_unless_zero("cpuManagerPolicyOptions", TEXT_MAP, Unset),
+    // What runs on the shared pool is told when the pool changes, not every so often.
+    idle("cpuManagerReconcilePeriod", Duration),
+    used_unless_zero("memoryManagerPolicy", OneOf(&["None", "Static"]), T("None")),
+    used_unless_zero("reservedMemory", List(&Object(RESERVED_MEMORY)), Unset),
+    used_unless_zero(
+        "topologyManagerPolicy",
+        OneOf(&["none", "best-effort", "restricted", "single-numa-node"]),
+        T("none"),
+    ),
+    used_unless_zero("topologyManagerScope", OneOf(&["container", "pod"]), T("container")),
+    used_unless_zero("topologyManagerPolicyOptions", TEXT_MAP, Unset),
     later("qosReserved", TEXT_MAP, Unset),
     used("systemReserved", Map(&Quantity), Unset),
     used("kubeReserved", Map(&Quantity), Unset),
-    used_unless_zero("reservedSystemCPUs", Text, Unset),
+    // "0" is the first processor, not nothing.
+    used("reservedSystemCPUs", Text, Unset),
     later("systemReservedCgroup", Text, Unset),
     later("kubeReservedCgroup", Text, Unset),
     used("enforceNodeAllocatable", TEXTS, Unset),
@@ -176,7 +182,8 @@ pub const FIELDS: &[Field] = &[
     idle("iptablesDropBit", INT32),
     // Eviction, volumes, shutdown.
     later("volumeStatsAggPeriod", Duration, T("1m")),
-    later("evictionHard", TEXT_MAP, Unset),
+    // One of nothing is none at all; that of memory is part of what reservedMemory adds up to.
+    Field { zero_is_unset: false, ..later("evictionHard", TEXT_MAP, Unset) },
     later("evictionSoft", TEXT_MAP, Unset),
     later("evictionSoftGracePeriod", Map(&Duration), Unset),
     later("evictionPressureTransitionPeriod", Duration, T("5m")),

@@ -8,6 +8,7 @@ pub mod document;
 mod handlers;
 pub mod identity;
 pub mod kubelet;
+mod managers;
 mod node_config;
 mod reserved;
 mod resolve;
@@ -21,6 +22,7 @@ use std::{
 };
 
 pub use berth_cni::NetworkConfig;
+pub use managers::{ManagerConfig, Threshold};
 pub use node_config::{EventLimits, ImageCollection, LogFormat, LogOptions, NodeConfig, Registry};
 pub use resolve::Environment;
 

@@ -6,6 +6,7 @@ use berth_cni::NetworkConfig;
 use k8s_openapi::api::core::v1::Taint;
 use serde::Serialize;
 
+use super::managers::ManagerConfig;
 use crate::{api::resources::Resources, runtime::handler::HandlerConfig, store::layout::Layout};
 
 /// Everything the agent runs with, resolved and checked.
@@ -42,6 +43,8 @@ pub struct NodeConfig {
     /// What is kept for others than pods (systemReserved, kubeReserved, reservedSystemCPUs): amounts by name, `pid` among
     /// them.
     pub reserved: Resources,
+    /// The CPU, memory and topology managers.
+    pub managers: ManagerConfig,
     /// Limit the cgroup of all pods to what is not reserved.
     pub enforce_allocatable: bool,
     /// Burstable pods may swap in proportion to their requests (swapBehavior LimitedSwap); otherwise nobody may.

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use super::{
     EventLimits, ImageCollection, LogFormat, LogOptions, NodeConfig, Registry, berth,
     document::{Node, Value},
-    handlers, identity, kubelet, reserved,
+    handlers, identity, kubelet, managers, reserved,
     schema::{Field, Findings, Shape},
     values::{format_duration, parse_bytes, parse_duration},
 };
@@ -149,6 +149,7 @@ pub(super) fn resolve(
     ids_per_pod(kubelet_node, &kubelet, findings);
     let per_core = kubelet.count("podsPerCore").saturating_mul(environment.processors);
     let max_pods = kubelet.count("maxPods");
+    let reserved = reserved::amounts(kubelet_node, environment, findings);
     NodeConfig {
         seccomp_root: layout.root.join("seccomp"),
         layout,
@@ -165,7 +166,8 @@ pub(super) fn resolve(
         pod_pids_limit: u64::try_from(kubelet.integer("podPidsLimit")).ok().filter(|limit| *limit > 0),
         cpu_cfs_quota: kubelet.bool("cpuCFSQuota"),
         cpu_cfs_quota_period: kubelet.duration("cpuCFSQuotaPeriod"),
-        reserved: reserved::amounts(kubelet_node, environment, findings),
+        managers: managers::managers(kubelet_node, &reserved, findings),
+        reserved,
         enforce_allocatable: reserved::enforces_pods(kubelet_node, findings),
         limited_swap: kubelet.text("memorySwap.swapBehavior").as_deref() == Some("LimitedSwap"),
         fail_swap_on: kubelet.bool("failSwapOn"),

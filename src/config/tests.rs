@@ -324,3 +324,88 @@ fn mistakes_about_memory_and_reservations_are_named() {
     assert!(config.limited_swap && config.reserve_memory && !config.enforce_allocatable);
     assert_eq!((config.memory_throttling_factor, loaded.warning), (Some(0.9), None));
 }
+
+#[test]
+fn the_managers_are_configured_as_upstreams() {
+    use crate::pod::topology::{CpuOptions, TopologyPolicy, TopologyScope};
+
+    let managers = |text: &str| of_file(&format!("{HEAD}{text}")).unwrap().config.managers;
+    let none = managers("");
+    assert_eq!((none.cpu, none.memory.is_none(), none.topology.policy), (None, true, TopologyPolicy::None));
+    let first = managers("cpuManagerPolicy: static\nreservedSystemCPUs: \"0\"\n");
+    assert_eq!(first.reserved_cpus.unwrap().to_string(), "0");
+    let found = managers(
+        "cpuManagerPolicy: static\nreservedSystemCPUs: 0,2\n\
+         cpuManagerPolicyOptions: {full-pcpus-only: \"true\", strict-cpu-reservation: \"1\", align-by-socket: \"false\"}\n\
+         topologyManagerPolicy: restricted\ntopologyManagerScope: pod\n\
+         topologyManagerPolicyOptions: {prefer-closest-numa-nodes: \"true\", max-allowable-numa-nodes: \"16\"}\n",
+    );
+    assert_eq!(found.cpu, Some(CpuOptions { full_cores: true, strict: true, ..CpuOptions::default() }));
+    assert_eq!(found.reserved_cpus.unwrap().to_string(), "0,2");
+    assert_eq!((found.topology.policy, found.topology.scope), (TopologyPolicy::Restricted, TopologyScope::Pod));
+    assert_eq!((found.topology.prefer_closest, found.max_numa_nodes), (true, 16));
+
+    let memory =
+        "memoryManagerPolicy: Static\nreservedMemory: [{numaNode: 1, limits: {memory: 1Gi, hugepages-2Mi: 4Mi}}]\n";
+    let found = managers(memory);
+    assert_eq!(found.memory.unwrap()[&1]["memory"], 1 << 30);
+    assert_eq!(found.eviction.of(1 << 40), 100 << 20, "upstream's default");
+    for (eviction, expected) in [
+        ("evictionHard: {memory.available: 200Mi}", 200 << 20),
+        ("evictionHard: {memory.available: 10%}", 1 << 30),
+        ("evictionHard: {memory.available: \"0\"}", 0),
+        ("evictionHard: {nodefs.available: 10%}", 0),
+        ("evictionHard: {nodefs.available: 10%}\nmergeDefaultEvictionSettings: true", 100 << 20),
+    ] {
+        assert_eq!(managers(&format!("{memory}{eviction}\n")).eviction.of(10 << 30), expected, "{eviction}");
+    }
+}
+
+#[test]
+fn mistakes_about_the_managers_are_named() {
+    let mistakes = |text: &str| -> Vec<String> {
+        let error = of_file(&format!("{HEAD}{text}")).unwrap_err();
+        error.mistakes.iter().map(|mistake| format!("{}: {}", mistake.path, mistake.message)).collect()
+    };
+    let case = |text: &str, expected: &[&str]| assert_eq!(mistakes(text), expected, "{text}");
+    case(
+        "cpuManagerPolicy: static\n",
+        &[
+            "cpuManagerPolicy: the static policy requires systemReserved.cpu + kubeReserved.cpu, or reservedSystemCPUs, to be \
+           greater than zero",
+        ],
+    );
+    let reserved = "cpuManagerPolicy: static\nsystemReserved: {cpu: 500m}\n";
+    case(
+        &format!("{reserved}cpuManagerPolicyOptions: {{full-cpus: \"true\", full-pcpus-only: \"yes\"}}\n"),
+        &[
+            "cpuManagerPolicyOptions.full-cpus: unknown CPU Manager Policy option",
+            "cpuManagerPolicyOptions.full-pcpus-only: expected true or false, found \"yes\"",
+        ],
+    );
+    case(
+        &format!(
+            "{reserved}cpuManagerPolicyOptions: {{full-pcpus-only: \"true\", distribute-cpus-across-cores: \"true\"}}\n"
+        ),
+        &["cpuManagerPolicyOptions: full-pcpus-only and distribute-cpus-across-cores can not be used at the same time"],
+    );
+    case(
+        "cpuManagerPolicyOptions: {full-pcpus-only: \"true\"}\n",
+        &["cpuManagerPolicyOptions: the none policy has no options"],
+    );
+    case(
+        "topologyManagerPolicy: restricted\ntopologyManagerPolicyOptions: {max-allowable-numa-nodes: \"4\"}\n",
+        &["topologyManagerPolicyOptions.max-allowable-numa-nodes: the minimum value should not be less than 8"],
+    );
+    case(
+        "memoryManagerPolicy: Static\nreservedMemory: [{numaNode: 0, limits: {memory: 1Gi, cpu: 1}}, {numaNode: 0, limits: \
+         {memory: 1Gi, hugepages-2Mi: 0}}]\n",
+        &[
+            "reservedMemory[0].limits.cpu: the limit type \"cpu\" for NUMA node 0 is not allowed, only memory and \
+             hugepages-<HugePageSize> are accepted",
+            "reservedMemory[1].limits.memory: the reserved memory has a duplicate value for NUMA node 0 and resource \
+             \"memory\"",
+            "reservedMemory[1].limits.hugepages-2Mi: the limit for NUMA node 0 has to be above zero",
+        ],
+    );
+}

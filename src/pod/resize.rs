@@ -96,16 +96,29 @@ pub enum Decision {
     Wait(PendingReason, String),
 }
 
-/// Whether `desired` may replace what is `allocated` to the same pod. `admit` says whether a pod would be admitted beside
-/// the others as they are allocated.
+/// Whether a container of `desired` that may be resized asks for other than it is `allocated` of a resource.
+pub fn asks_for_other(desired: &Pod, allocated: &Pod, resource: &str) -> bool {
+    let requests = |pod: &Pod| -> BTreeMap<String, Option<Quantity>> {
+        let containers = Allocation::of(pod).containers.into_iter();
+        containers.map(|(name, resources)| (name, amount(&resources.requests, resource))).collect()
+    };
+    requests(desired) != requests(allocated)
+}
+
+/// Whether `desired` may replace what is `allocated` to the same pod. `infeasible` says why the node can never do that,
+/// `admit` whether a pod would be admitted beside the others as they are allocated.
 pub fn decide(
     desired: &Pod,
     allocated: &Pod,
     allocatable: &Resources,
+    infeasible: impl FnOnce(&Pod) -> Option<String>,
     admit: impl FnOnce(&Pod) -> Result<(), Rejection>,
 ) -> Decision {
     if Allocation::of(desired) == Allocation::of(allocated) {
         return Decision::Settled;
+    }
+    if let Some(message) = infeasible(desired) {
+        return Decision::Wait(PendingReason::Infeasible, message);
     }
     let requested = desired.spec.as_ref().map(pod_requests).unwrap_or_default();
     for (name, amount) in [(MEMORY, Quantity::value as fn(&Quantity) -> i64), (CPU, Quantity::milli)] {
@@ -248,7 +261,7 @@ mod tests {
         let full = || Err(Rejection { reason: "OutOfcpu".to_owned(), message: "no room".to_owned() });
         let case = |desired: Value, room: bool| {
             let admit = |_: &Pod| if room { Ok(()) } else { full() };
-            decide(&pod(desired, 0), &pod(cpu("1"), 0), &allocatable, admit)
+            decide(&pod(desired, 0), &pod(cpu("1"), 0), &allocatable, |_| None, admit)
         };
         assert_eq!(case(cpu("1"), false), Decision::Settled);
         assert_eq!(case(cpu("4"), true), Decision::Allocate);

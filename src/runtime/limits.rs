@@ -64,6 +64,14 @@ impl Default for LimitOptions {
     }
 }
 
+impl LimitOptions {
+    /// The same, without a quota if `exclusive`: who has processors for itself cannot take time from anybody, and a quota
+    /// would only throttle it at the end of each period (upstream's `DisableCPUQuotaWithExclusiveCPUs`).
+    pub fn without_quota(self, exclusive: bool) -> LimitOptions {
+        LimitOptions { cpu_quota: self.cpu_quota && !exclusive, ..self }
+    }
+}
+
 /// Limits of the pod as a whole. `spec` has its defaults.
 pub fn pod_limits(spec: &PodSpec, options: &LimitOptions) -> PodLimits {
     let (requested, limited) = (pod_requests(spec), sum_of_limits(spec));
@@ -262,6 +270,15 @@ mod tests {
         assert!(!leaf.oom_group);
         let pages = [(2 * MIB, 2 * MIB), (1024 * MIB, 0)];
         assert_eq!(leaf.huge_pages, pages.map(|(page_size, limit)| HugePageLimit { page_size, limit }));
+    }
+
+    #[test]
+    fn who_has_processors_for_itself_has_no_quota() {
+        let limited = json!({"limits": {"cpu": "2", "memory": "1Mi"}});
+        let found = container(json!({"resources": limited}), &LimitOptions::default().without_quota(true));
+        assert_eq!((found.cpu.request_milli, found.cpu.limit_milli, found.memory), (2000, None, Some(MIB)));
+        let found = container(json!({"resources": limited}), &LimitOptions::default().without_quota(false));
+        assert_eq!(found.cpu.limit_milli, Some(2000));
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub fn pod(namespace: &str, name: &str, uid: &str) -> PodView {
         started_at: 1,
         exit_code: (state == "exited").then_some(0),
         log_dir: format!("/nonexistent/{uid}/{name}"),
+        granted: None,
     };
     PodView {
         pod,

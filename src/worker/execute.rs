@@ -34,7 +34,7 @@ use crate::{
     cgroup::path::SANDBOX,
     image::{Image, policy},
     pod::{
-        Action, Hook, Outcome, Verdict,
+        Action, Grants, Hook, Outcome, Verdict,
         happening::{self, Happening},
         observed::{Attempt, AttemptState, Launched, Probed, User},
         probe::ProbeKey,
@@ -68,6 +68,8 @@ pub struct Host {
     /// The RuntimeClass handler that makes the pod's containers, unless that is the agent: the same as long as there is
     /// the pod.
     pub(super) handler: Option<String>,
+    /// What its containers have for themselves; no change of a pod changes it.
+    pub(super) grants: Grants,
     pub(super) dirs: PodDirs,
     /// No change of a pod changes it.
     pub(super) qos: QosClass,
@@ -164,10 +166,24 @@ impl Host {
             metadata.name.as_deref().unwrap_or_default(),
         );
         let qos = record.pod.spec.as_ref().map_or(QosClass::BestEffort, qos_class);
-        let (uid, users, handler) = (record.uid().to_owned(), record.users, record.handler.clone());
+        let (uid, users) = (record.uid().to_owned(), record.users);
+        let (handler, grants) = (record.handler.clone(), record.grants.clone());
         let (verdicts, helpers) = (Verdicts::default(), Helpers::new(shared.binary.clone()));
         let record = Mutex::new(Arc::new(record));
-        Host { shared, uid, record, users, handler, dirs, qos, helpers, events, state: Mutex::default(), verdicts }
+        Host {
+            shared,
+            uid,
+            record,
+            users,
+            handler,
+            grants,
+            dirs,
+            qos,
+            helpers,
+            events,
+            state: Mutex::default(),
+            verdicts,
+        }
     }
 
     /// The pod as it is in the ledger, for what is not an action on a given pod. Waits while it is being written.
@@ -338,7 +354,7 @@ impl Host {
     async fn create_sandbox(self: &Arc<Self>, pod: Arc<Pod>) -> Result<Done, ActionError> {
         const REASON: &str = "FailedCreatePodSandBox";
         let begun = std::time::Instant::now();
-        let limits = self.shared.pod_limits(spec_of(&pod));
+        let limits = self.shared.pod_limits(spec_of(&pod), &self.grants);
         let limit = limits.memory;
         let host = self.clone();
         let prepare = move || {
@@ -402,6 +418,12 @@ impl Host {
             reason: "CreateContainerError".to_owned(),
             message: format!("no attempt of container {name} was prepared"),
         })?;
+        if self.has_own_cpus(name) && !self.shared.pool.settled().await {
+            return Err(ActionError {
+                reason: "CreateContainerError".to_owned(),
+                message: "other containers have not left its processors yet".to_owned(),
+            });
+        }
         let directory = self.dirs.attempt(name, attempt);
         let started = match supervisor.start(&directory.dir, !launch.released).await {
             Ok(Ok(running)) => running,
@@ -472,6 +494,7 @@ impl Host {
             users: self.users,
             volumes: &volumes,
             handler: self.handler.as_deref(),
+            grants: &self.grants,
         };
         let Prepared { spec, bundle } = self.shared.launch_spec(pod, &self.dirs, self.qos, &input)?;
         attempt::prepare(&spec, &directory).map_err(because(REASON))?;
@@ -702,6 +725,7 @@ impl PodHost for Host {
     fn attempt_ended(&self, attempt: &Attempt) {
         let (shared, qos) = (self.shared.clone(), self.qos);
         let (uid, id) = (self.uid().to_owned(), attempt.id.clone());
+        shared.pool.leave(&uid, &id);
         tokio::task::spawn_blocking(move || {
             // The pod's own removal would take it along, but a pod that restarts for years must not collect them.
             if let Err(error) = shared.cgroups.remove_leaf(qos, &uid, &id) {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use crate::api::problem::ManifestProblem;
-use crate::{api::update::Change, supervisor::spec::ExecSpec};
+use crate::{api::update::Change, pod::grants::Grant, supervisor::spec::ExecSpec};
 
 /// A pod as the agent sees it now.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ pub struct ContainerView {
     pub exit_code: Option<i32>,
     /// Directory of its log files (`<attempt>.log`, rotated ones beside it).
     pub log_dir: String,
+    /// What it has for itself: processors, memory of NUMA nodes, devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted: Option<Grant>,
 }
 
 /// cgroup figures of one container or of a whole pod.

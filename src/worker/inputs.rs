@@ -12,12 +12,12 @@ use oci_spec::runtime::LinuxSeccomp;
 use super::{env_file, execute::spec_of, host::ActionError, machine, shared::Shared};
 use crate::{
     api::qos::QosClass,
-    cgroup::{LeafLimits, PodLimits},
+    cgroup::{CgroupError, CpuSet, LeafLimits, PodLimits},
     image::{Image, ImageReference},
     network::{
         DnsConfig, NodeNames, PodFiles, PodHostname, read_host_resolv_conf, resolv_conf::RESOLVED_FILE, write_files,
     },
-    pod::happening::Happening,
+    pod::{Grants, happening::Happening},
     runtime::{
         config_error::ConfigError,
         container_ref::ContainerRef,
@@ -56,6 +56,8 @@ pub struct Attempt<'a> {
     pub users: Option<IdRange>,
     /// Volumes, all set up.
     pub volumes: &'a BTreeMap<String, MountedVolume>,
+    /// What the pod's containers have for themselves.
+    pub grants: &'a Grants,
     /// The RuntimeClass handler that makes it, unless that is the agent.
     pub handler: Option<&'a str>,
 }
@@ -91,14 +93,54 @@ impl Shared {
         }
     }
 
-    /// Limits of a pod as a whole.
-    pub fn pod_limits(&self, spec: &PodSpec) -> PodLimits {
-        pod_limits(spec, &self.limit_options())
+    /// Limits of a pod as a whole, whose containers have `grants` for themselves.
+    pub fn pod_limits(&self, spec: &PodSpec, grants: &Grants) -> PodLimits {
+        pod_limits(spec, &self.limit_options().without_quota(!grants.cpus().is_empty()))
     }
 
-    /// Limits of a container of `pod`.
-    pub fn leaf_limits(&self, pod: &Pod, container: ContainerRef<'_>) -> LeafLimits {
-        leaf_limits(spec_of(pod), container, &self.limit_options())
+    /// Limits of a container of `pod`, whose containers have `grants` for themselves. Its cpuset is left as it is.
+    pub fn leaf_limits(&self, pod: &Pod, container: ContainerRef<'_>, grants: &Grants) -> LeafLimits {
+        let exclusive = grants.of(container.name()).is_some_and(|grant| !grant.cpus.is_empty());
+        leaf_limits(spec_of(pod), container, &self.limit_options().without_quota(exclusive))
+    }
+
+    /// Makes the cgroup of a container that is about to be launched: on its own processors, or on the shared pool, which it
+    /// follows from then on.
+    fn ensure_leaf(
+        &self,
+        pod: &Pod,
+        qos: QosClass,
+        id: &str,
+        attempt: &Attempt<'_>,
+        mut limits: LeafLimits,
+    ) -> Result<CgroupPlacement, CgroupError> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let own = attempt.grants.of(attempt.container.name());
+        let cpus = own.map(|grant| grant.cpus.to_string()).filter(|cpus| !cpus.is_empty());
+        let mems = own.map(|grant| grant.memory_nodes().to_string()).unwrap_or_default();
+        loop {
+            let pool = self.pool.now();
+            let shared = pool.cpus.as_ref().map(ToString::to_string);
+            let confined = cpus.is_some() || shared.is_some() || !mems.is_empty();
+            let on = cpus.clone().or(shared).unwrap_or_default();
+            limits.cpuset = confined.then(|| CpuSet { cpus: on, mems: mems.clone() });
+            let made = match self.cgroups.ensure_leaf(qos, uid, id, &limits) {
+                // The sandbox, whose making includes the pod's cgroup, is being made at the same time.
+                Err(error) if error.is_absent() => {
+                    self.cgroups.ensure_pod(qos, uid, &self.pod_limits(spec_of(pod), attempt.grants))?;
+                    self.cgroups.ensure_leaf(qos, uid, id, &limits)?
+                }
+                made => made?,
+            };
+            if cpus.is_some() || pool.cpus.is_none() {
+                return Ok(made);
+            }
+            self.pool.join(qos, uid, id);
+            // Changed before it had joined: written again.
+            if self.pool.now().version == pool.version {
+                return Ok(made);
+            }
+        }
     }
 
     /// The pod's sandbox.
@@ -175,18 +217,9 @@ impl Shared {
             options: &self.launch,
             seccomp: if attempt.handler.is_some() { &keep_profile } else { &seccomp_filter },
         })?;
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let mut limits = self.leaf_limits(pod, attempt.container);
+        let mut limits = self.leaf_limits(pod, attempt.container, attempt.grants);
         limits.devices = device_access(limits.devices, &volume_devices(attempt.container, attempt.volumes)?);
-        let ensure_leaf = || self.cgroups.ensure_leaf(qos, uid, &spec.id, &limits);
-        let placement = match ensure_leaf() {
-            // The sandbox, whose making includes the pod's cgroup, is being made at the same time.
-            Err(error) if error.is_absent() => {
-                let limits = pod.spec.as_ref().map(|spec| self.pod_limits(spec)).unwrap_or_default();
-                self.cgroups.ensure_pod(qos, uid, &limits).and_then(|()| ensure_leaf())
-            }
-            made => made,
-        };
+        let placement = self.ensure_leaf(pod, qos, &spec.id, attempt, limits.clone());
         spec.cgroup = placement.map_err(|error| ActionError::new("CreateContainerError", &error))?;
         let Some(handler) = attempt.handler else { return Ok(Prepared { spec, bundle: None }) };
         let features = self.hand_over(&mut spec, handler, dirs)?;
@@ -197,7 +230,7 @@ impl Shared {
             spec: &spec,
             seccomp: profile.as_ref(),
             limits: &limits,
-            cgroup: &self.cgroups.leaf_path(qos, uid, &spec.id),
+            cgroup: &self.cgroups.leaf_path(qos, pod.metadata.uid.as_deref().unwrap_or_default(), &spec.id),
             version,
             features: &features,
         })?;

@@ -31,7 +31,7 @@ use crate::{
     },
     obs::events::Severity,
     pod::{
-        Memory, NodeView, ObservedPod, Rejection,
+        Grants, Memory, NodeView, ObservedPod, Rejection,
         desired::{Desired, DesiredPod, SourcedPod, full_name},
         lifecycle,
         observed::Sandbox,
@@ -78,13 +78,27 @@ pub trait Hosts: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// What the containers of a new pod are given for themselves, beside pods that have `taken`. What it is given is its own
+    /// from then on.
+    ///
+    /// # Errors
+    /// There is not enough, or not where it is wanted.
+    fn grant(&self, _pod: &Pod, _taken: &[&Grants]) -> Result<Grants, Rejection> {
+        Ok(Grants::default())
+    }
+
+    /// Why a running pod can never get the resources it wants now.
+    fn infeasible(&self, _wanted: &Pod, _allocated: &Pod) -> Option<String> {
+        None
+    }
+
     /// The time. Tests have one of their own.
     fn now(&self) -> Timestamp {
         Timestamp::now()
     }
 
-    /// The pods there are now, after a change.
-    fn changed(&self, _pods: &[&Pod]) {}
+    /// The pods there are now, and what they have for themselves, after a change.
+    fn changed(&self, _pods: &[&Pod], _grants: &[&Grants]) {}
 
     /// What the node has for all pods together.
     fn allocatable(&self) -> Resources {
@@ -120,6 +134,8 @@ pub struct Entry {
     pub host: Arc<dyn PodHost>,
     /// As admitted.
     pub pod: Arc<Pod>,
+    /// What its containers have for themselves.
+    pub grants: Grants,
 }
 
 /// All pods, for readers.
@@ -153,6 +169,15 @@ pub struct Update {
     pub answer: oneshot::Sender<Result<(Arc<Pod>, bool), NodeError>>,
 }
 
+/// What a pod may have whose record cannot be used.
+#[derive(Debug, Clone, Default)]
+pub struct Kept {
+    /// Ids of the host.
+    pub users: Option<IdRange>,
+    /// Processors, memory, devices.
+    pub grants: Grants,
+}
+
 /// The manager.
 pub struct Manager {
     pub(super) hosts: Arc<dyn Hosts>,
@@ -166,8 +191,8 @@ pub struct Manager {
     waiting: BTreeSet<String>,
     /// Pods that wait for room.
     pub(super) for_room: watch::Sender<Vec<WaitingPod>>,
-    /// Pods whose record cannot be used: nothing is done to them, or for them. UIDs, and the ids they may have.
-    left_alone: BTreeMap<String, Option<IdRange>>,
+    /// Pods whose record cannot be used: nothing is done to them, or for them. By UID: what they may have.
+    left_alone: BTreeMap<String, Kept>,
     /// The objects that pods were told of last.
     objects: Arc<Objects>,
 }
@@ -203,9 +228,9 @@ impl Manager {
     }
 
     /// Keeps off a pod that was here before and whose record cannot be used. A source that wants it has to wait, and
-    /// nobody else gets its ids.
-    pub fn leave_alone(&mut self, uid: String, users: Option<IdRange>) {
-        self.left_alone.insert(uid, users);
+    /// nobody else gets what it may have.
+    pub fn leave_alone(&mut self, uid: String, kept: Kept) {
+        self.left_alone.insert(uid, kept);
     }
 
     /// UIDs of the pods there are.
@@ -346,13 +371,23 @@ impl Manager {
     pub(super) fn tell_hosts(&self) {
         let pods: Vec<&Pod> =
             self.running.values().filter(|running| running.takes_room()).map(|running| &*running.effective).collect();
-        self.hosts.changed(&pods);
+        self.hosts.changed(&pods, &self.taken_grants());
+    }
+
+    /// What pods have for themselves, or may have. One that is over has returned it.
+    fn taken_grants(&self) -> Vec<&Grants> {
+        let of_running = self.running.values().filter(|running| running.takes_room());
+        of_running
+            .map(|running| &running.record.grants)
+            .chain(self.left_alone.values().map(|kept| &kept.grants))
+            .filter(|grants| !grants.is_empty())
+            .collect()
     }
 
     /// Ids of the host that pods have, or may have.
     fn taken_users(&self) -> Vec<IdRange> {
         let of_running = self.running.values().filter_map(|running| running.record.users);
-        of_running.chain(self.left_alone.values().copied().flatten()).collect()
+        of_running.chain(self.left_alone.values().filter_map(|kept| kept.users)).collect()
     }
 
     /// Starts a pod, or an actor that says why it is not started. Why it has to wait, if it has: others are going, or have
@@ -361,13 +396,17 @@ impl Manager {
         let mut pod = desired.pod.pod.clone();
         // What an API server says of a new pod.
         pod.metadata.generation.get_or_insert(1);
-        let (users, rejection) = match self.hosts.complete(&mut pod).and_then(|()| self.make_room(&pod, waiting)) {
-            Ok(None) => match self.hosts.users(&pod, &self.taken_users()) {
-                Ok(users) => (users, None),
-                Err(rejection) => (None, Some(rejection)),
-            },
+        let given = match self.hosts.complete(&mut pod).and_then(|()| self.make_room(&pod, waiting)) {
+            Ok(None) => self.hosts.users(&pod, &self.taken_users()).and_then(|users| {
+                let grants = self.hosts.grant(&pod, &self.taken_grants())?;
+                Ok(Kept { users, grants })
+            }),
             Ok(Some(why)) => return Some(why),
-            Err(rejection) => (None, Some(rejection)),
+            Err(rejection) => Err(rejection),
+        };
+        let (Kept { users, grants }, rejection) = match given {
+            Ok(given) => (given, None),
+            Err(rejection) => (Kept::default(), Some(rejection)),
         };
         let handler = self.hosts.handler(&pod);
         let record = PodRecord {
@@ -378,6 +417,7 @@ impl Manager {
             origin: desired.pod.origin.clone(),
             users,
             handler,
+            grants,
             start_time: self.hosts.now(),
             sourced: Some(record::digest(&desired.pod.pod)),
             verdict: None,
@@ -405,11 +445,16 @@ impl Manager {
         let (reports, readers) = watch::channel(None);
         let rejected = memory.rejection.is_some();
         let (desired, pod) = (record.pod.clone(), record.effective());
-        let entry =
-            Entry { source: record.origin.clone(), reports: readers.clone(), host: host.clone(), pod: desired.clone() };
+        let entry = Entry {
+            source: record.origin.clone(),
+            reports: readers.clone(),
+            host: host.clone(),
+            pod: desired.clone(),
+            grants: record.grants.clone(),
+        };
         self.lock().insert(uid.clone(), entry);
         let (full_name, effective, record) = (full_name(&pod), pod.clone(), Arc::new(record));
-        let running = Running {
+        let mut running = Running {
             record,
             full_name,
             rejected,
@@ -420,6 +465,9 @@ impl Manager {
             idle,
             watched: false,
         };
+        if !idle && !running.record.grants.is_empty() {
+            running.watch(&mut self.leaving);
+        }
         self.running.insert(uid.clone(), running);
         let node = self.node.clone();
         let actor = Actor { pod, desired, observed, memory, node, host, wanted: wishes, events, reports, seen };

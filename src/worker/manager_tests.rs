@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     host::{PodEvent, PodHost},
-    manager::{Entries, Hosts, Manager, Recovered, Update},
+    manager::{Entries, Hosts, Kept, Manager, Recovered, Update},
     record::PodRecord,
     testing::{Clock, FakeHost, Step, ended, node, pod, record, running, settle, start, stop},
 };
@@ -31,10 +31,11 @@ use crate::{
     },
     obs::events::Severity,
     pod::{
-        Action, Eviction, Memory, ObservedPod, Rejection, Verdict,
+        Action, Eviction, Grants, Memory, ObservedPod, Rejection, Verdict,
         admission::{self, NodeFacts, PODS},
         desired::{Desired, SourceId, SourceUpdate, SourcedPod, merge},
         observed::{Leftovers, Network, Sandbox},
+        topology::Cpus,
     },
     runtime::users::{IdPool, UNIT},
     supervisor::spec::IdRange,
@@ -51,6 +52,10 @@ struct FakeHosts {
     refused: BTreeSet<String>,
     /// UIDs that get ids of their own.
     with_users: BTreeSet<String>,
+    /// Processors in the records of the pods that hands were made for; who has a name with "own" in it gets the lowest.
+    granted: Mutex<BTreeMap<String, String>>,
+    /// Processors that pods have together, as it was told last.
+    taken: Mutex<String>,
     /// UIDs that admission was told of beside a new pod, the last time.
     beside: Mutex<Vec<String>>,
     /// CPUs that there are, and that pods are admitted for.
@@ -77,6 +82,7 @@ impl Hosts for FakeHosts {
         }
         self.made.lock().unwrap().insert(record.uid().to_owned(), host.clone());
         self.given.lock().unwrap().insert(record.uid().to_owned(), record.users);
+        self.granted.lock().unwrap().insert(record.uid().to_owned(), record.grants.cpus().to_string());
         host
     }
 
@@ -111,6 +117,22 @@ impl Hosts for FakeHosts {
         Ok(wanted.then(|| IdPool::new("", "", UNIT, 3).expect("a pool").allocate(taken).expect("a range")))
     }
 
+    fn grant(&self, pod: &Pod, taken: &[&Grants]) -> Result<Grants, Rejection> {
+        let mut grants = Grants::default();
+        if pod.metadata.name.as_deref().is_some_and(|name| name.contains("own")) {
+            let taken: Cpus = taken.iter().flat_map(|grants| grants.cpus().iter().collect::<Vec<_>>()).collect();
+            let none = || Rejection { reason: "UnexpectedAdmissionError".to_owned(), message: "no cpus".to_owned() };
+            let free = (0..3).find(|cpu| !taken.contains(*cpu)).ok_or_else(none)?;
+            grants.of_mut("app").cpus = Cpus::from_iter([free]);
+        }
+        Ok(grants)
+    }
+
+    fn changed(&self, _pods: &[&Pod], grants: &[&Grants]) {
+        let taken: Cpus = grants.iter().flat_map(|grants| grants.cpus().iter().collect::<Vec<_>>()).collect();
+        *self.taken.lock().unwrap() = taken.to_string();
+    }
+
     fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -136,6 +158,8 @@ fn rig_with(refused: &[&str], pods: i64) -> Rig {
         clock: Clock::new(),
         made: Mutex::default(),
         given: Mutex::default(),
+        granted: Mutex::default(),
+        taken: Mutex::default(),
         scripts: Mutex::default(),
         refused: refused.iter().map(|uid| (*uid).to_owned()).collect(),
         with_users: ["1", "2", "4"].iter().map(|uid| (*uid).to_owned()).collect(),
@@ -311,7 +335,7 @@ async fn a_pod_the_node_does_not_take_fails_and_counts_for_nothing() {
 async fn ids_are_given_to_one_pod_at_a_time_and_to_nobody_while_they_may_be_in_use() {
     let mut rig = rig(&[]);
     let range = |slot: u32| Some(IdRange { first: slot * UNIT, count: UNIT });
-    rig.manager.leave_alone("9".to_owned(), range(1));
+    rig.manager.leave_alone("9".to_owned(), Kept { users: range(1), ..Kept::default() });
     rig.reconcile(wants(&[("1", "a"), ("2", "b"), ("3", "c")])).await;
     let given = |rig: &Rig| rig.hosts.given.lock().unwrap().clone();
     assert_eq!(given(&rig).into_values().collect::<Vec<_>>(), [range(2), range(3), None]);
@@ -322,9 +346,29 @@ async fn ids_are_given_to_one_pod_at_a_time_and_to_nobody_while_they_may_be_in_u
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_pod_has_for_itself_is_given_to_nobody_until_it_is_gone() {
+    let mut rig = rig(&[]);
+    let mut kept = Kept::default();
+    kept.grants.of_mut("app").cpus = Cpus::from_iter([0]);
+    rig.manager.leave_alone("9".to_owned(), kept);
+    let taken = |rig: &Rig| rig.hosts.taken.lock().unwrap().clone();
+    rig.reconcile(wants(&[("1", "own-a"), ("2", "b"), ("3", "own-c")])).await;
+    let granted = rig.hosts.granted.lock().unwrap().clone();
+    assert_eq!(granted.into_values().collect::<Vec<_>>(), ["1", "", "2"]);
+    assert_eq!(taken(&rig), "0-2");
+    rig.reconcile(wants(&[("1", "own-a"), ("2", "b"), ("3", "own-c"), ("5", "own-d")])).await;
+    assert_eq!((rig.phase("5").as_str(), rig.told()), ("Failed", vec!["UnexpectedAdmissionError".to_owned()]));
+    rig.reconcile(wants(&[("2", "b"), ("3", "own-c"), ("5", "own-d")])).await;
+    rig.gone().await;
+    rig.reconcile(wants(&[("2", "b"), ("3", "own-c"), ("5", "own-d"), ("6", "own-e")])).await;
+    assert_eq!(rig.hosts.granted.lock().unwrap()["6"], "1");
+    assert_eq!(taken(&rig), "0-2");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_whose_record_is_unusable_is_not_started_over() {
     let mut rig = rig(&[]);
-    rig.manager.leave_alone("1".to_owned(), None);
+    rig.manager.leave_alone("1".to_owned(), Kept::default());
     rig.reconcile(wants(&[("1", "a"), ("2", "b")])).await;
     assert!(!rig.hosts.made.lock().unwrap().contains_key("1"));
     assert_eq!(rig.phase("2"), "Running");

@@ -18,8 +18,10 @@ mod machine;
 pub mod manager;
 #[cfg(test)]
 mod manager_tests;
+pub mod managers;
 pub mod node;
 mod object_ledger;
+pub mod pool;
 mod prober;
 #[cfg(test)]
 mod prober_tests;
@@ -36,6 +38,7 @@ mod ruleset;
 pub mod run;
 pub mod shared;
 mod storage;
+pub(crate) mod sysfs;
 mod teardown;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -18,7 +18,10 @@ use super::{
 };
 use crate::{
     api::{container_ref::ContainerRef, resources::is_sidecar, update::Change},
-    pod::observed::{Attempt, AttemptState, Sandbox},
+    pod::{
+        Grants,
+        observed::{Attempt, AttemptState, Sandbox},
+    },
     store::layout::Layout,
     supervisor::spec::ExecSpec,
 };
@@ -53,7 +56,7 @@ impl RunningNode {
     fn view(&self, entry: &Entry) -> PodView {
         let report = entry.reports.borrow().clone();
         match report {
-            Some(report) => view(&report, &entry.source, &self.layout),
+            Some(report) => view(&report, &entry.source, &self.layout, &entry.grants),
             None => bare_view(Pod::clone(&entry.pod), entry.source.clone()),
         }
     }
@@ -91,7 +94,7 @@ fn ended(attempt: &Attempt) -> Option<i32> {
     }
 }
 
-fn view(report: &Report, source: &str, layout: &Layout) -> PodView {
+fn view(report: &Report, source: &str, layout: &Layout, grants: &Grants) -> PodView {
     let metadata = &report.pod.metadata;
     let dirs = layout.pod(
         metadata.uid.as_deref().unwrap_or_default(),
@@ -123,6 +126,7 @@ fn view(report: &Report, source: &str, layout: &Layout) -> PodView {
             started_at: started_at.and_then(|at| i64::try_from(at.as_nanosecond()).ok()).unwrap_or_default(),
             exit_code,
             log_dir: dirs.log.join(container.name()).to_string_lossy().into_owned(),
+            granted: grants.of(container.name()).cloned(),
         }
     };
     PodView {

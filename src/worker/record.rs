@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     api::static_pod::SEEN_ANNOTATION,
-    pod::{Verdict, desired::SourceId, resize::Allocation},
+    pod::{Grants, Verdict, desired::SourceId, resize::Allocation},
     supervisor::spec::IdRange,
 };
 
@@ -37,6 +37,10 @@ pub struct PodRecord {
     /// The RuntimeClass handler that makes its containers, as its class had it when the pod came; absent: the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
+    /// What its containers were given for themselves: processors, memory of NUMA nodes, devices. No other pod has it as
+    /// long as this record is there.
+    #[serde(default, skip_serializing_if = "Grants::is_empty")]
+    pub grants: Grants,
     /// When the agent took it up (`status.startTime`).
     pub start_time: Timestamp,
     /// Digest of the pod as its source last wanted it (see [`digest`]), which tells a change at the source from one that
@@ -82,4 +86,37 @@ fn write_pod<S: Serializer>(pod: &Arc<Pod>, serializer: S) -> Result<S::Ok, S::E
 
 fn read_pod<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Pod>, D::Error> {
     Pod::deserialize(deserializer).map(Arc::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        pod::grants::{DeviceGrant, MemoryGrant},
+        worker::testing::{pod, record},
+    };
+
+    #[test]
+    fn what_was_granted_is_read_back() {
+        let plain = record(pod("u1", "web"), Timestamp::UNIX_EPOCH);
+        let text = serde_json::to_value(&plain).unwrap();
+        assert_eq!(text.get("grants"), None);
+        let mut granted = plain.clone();
+        let grant = granted.grants.of_mut("app");
+        grant.cpus = [2, 3, 7].into_iter().collect();
+        let nodes = [0, 1].into_iter().collect();
+        grant.memory.push(MemoryGrant { resource: "memory".to_owned(), nodes, bytes: 1 << 30 });
+        let device = DeviceGrant { id: "gpu-0".to_owned(), nodes: [1].into_iter().collect() };
+        grant.devices.insert("example.com/gpu".to_owned(), vec![device]);
+        let text = serde_json::to_value(&granted).unwrap();
+        let expected = json!({"app": {
+            "cpus": "2-3,7",
+            "memory": [{"resource": "memory", "nodes": "0-1", "bytes": 1 << 30}],
+            "devices": {"example.com/gpu": [{"id": "gpu-0", "nodes": "1"}]},
+        }});
+        assert_eq!(text["grants"], expected);
+        assert_eq!(serde_json::from_value::<PodRecord>(text).unwrap(), granted);
+    }
 }

@@ -17,7 +17,7 @@ use super::{
     far_volumes, hooks,
     host::PodHost,
     inputs::KILL,
-    manager::{EVENTS, Recovered},
+    manager::{EVENTS, Kept, Recovered},
     probes,
     record::{self, PodRecord},
     records,
@@ -142,12 +142,14 @@ pub fn keep_addresses(shared: &Shared, pod: &LeftAlone) {
     }
 }
 
-/// The ids of the user namespace of a pod that is left alone, as far as any of its records tells: it may be running.
-pub fn kept_users(pod: &LeftAlone) -> Option<IdRange> {
+/// What a pod has that is left alone, as far as any of its records tells: it may be running.
+pub fn kept(pod: &LeftAlone) -> Kept {
     let record = durable::read_json::<serde_json::Value>(&pod.directory.join("pod.json")).ok().flatten();
-    let of_record = record.and_then(|record| serde_json::from_value(record.get("users")?.clone()).ok());
+    let of_record = |name: &str| record.as_ref()?.get(name).cloned();
+    let users: Option<IdRange> = of_record("users").and_then(|users| serde_json::from_value(users).ok());
     let sandbox = || durable::read_json::<SandboxSpec>(&pod.directory.join("sandbox.json")).ok().flatten()?.users;
-    of_record.or_else(sandbox)
+    let grants = of_record("grants").and_then(|grants| serde_json::from_value(grants).ok()).unwrap_or_default();
+    Kept { users: users.or_else(sandbox), grants }
 }
 
 /// Finds out what there is of one pod, and takes it up.
@@ -207,6 +209,7 @@ pub async fn recover(shared: Arc<Shared>, record: PodRecord, crash_loop: &Backof
     attempts(&host.dirs, &mut observed, snapshot.as_ref(), made, &name, &falls_back);
     if matches!(observed.sandbox, Sandbox::Running { .. }) {
         host.observe_sizes(&record.effective(), &mut observed);
+        host.join_pool(&observed);
     }
     for (container, attempts) in &observed.containers {
         if let Some(latest) = attempts.last() {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     pod::{
-        Hook, ObservedPod,
+        Grants, Hook, ObservedPod,
         desired::SourceId,
         observed::{AttemptState, Ended, HookEnd},
     },
@@ -61,6 +61,7 @@ impl Place {
             origin: "file:/m/a.yaml".to_owned(),
             users: None,
             handler: None,
+            grants: Grants::default(),
             start_time: Timestamp::now(),
             sourced: None,
             verdict: None,

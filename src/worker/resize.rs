@@ -59,7 +59,7 @@ impl Host {
         let supervisor = self.need_supervisor()?;
         for name in containers.keys() {
             let Some(container) = ContainerRef::find(&pod, name) else { continue };
-            let resources = self.shared.changed_resources(&self.shared.leaf_limits(&pod, container));
+            let resources = self.shared.changed_resources(&self.shared.leaf_limits(&pod, container, &self.grants));
             let updated = supervisor.update(name, resources).await;
             updated.map_err(|error| ActionError::new(REASON, &error))?;
         }
@@ -71,7 +71,7 @@ impl Host {
     fn resize_pod(&self, pod: &Pod, containers: &BTreeMap<String, u32>) -> Result<Done, ActionError> {
         let failed = |error: CgroupError| ActionError::new(REASON, &error);
         let cgroups = &self.shared.cgroups;
-        let target = self.shared.pod_limits(spec_of(pod));
+        let target = self.shared.pod_limits(spec_of(pod), &self.grants);
         let mut leaves = Vec::new();
         for (name, attempt) in containers {
             leaves.extend(self.leaf(pod, name, *attempt)?);
@@ -102,7 +102,7 @@ impl Host {
         let id = recorded.launch.id;
         let before = self.shared.cgroups.leaf_in_force(self.qos, self.uid(), &id);
         let before = before.map_err(|error| ActionError::new(REASON, &error))?;
-        let limits = self.shared.leaf_limits(pod, container);
+        let limits = self.shared.leaf_limits(pod, container, &self.grants);
         Ok(before.map(|before| Leaf { name: name.to_owned(), id, before, limits }))
     }
 
@@ -137,11 +137,37 @@ impl Host {
         Err(ActionError { reason: REASON.to_owned(), message: format!("cannot decrease memory limits: {errors}") })
     }
 
+    /// After a restart of the agent: what runs without processors of its own follows the shared pool again.
+    pub(super) fn join_pool(&self, observed: &ObservedPod) {
+        if self.shared.pool.now().cpus.is_none() {
+            return;
+        }
+        for (container, attempt) in observed.running() {
+            if self.has_own_cpus(container) {
+                continue;
+            }
+            if !self.shared.cgroups.can_confine(self.qos, self.uid(), &attempt.id) {
+                tracing::warn!(
+                    pod = self.uid(),
+                    container,
+                    "the container was started without a cpuset: it runs on all processors until it is started again"
+                );
+                continue;
+            }
+            self.shared.pool.join(self.qos, self.uid(), &attempt.id);
+        }
+    }
+
+    /// Whether a container has processors for itself.
+    pub(super) fn has_own_cpus(&self, container: &str) -> bool {
+        self.grants.of(container).is_some_and(|grant| !grant.cpus.is_empty())
+    }
+
     /// After a restart of the agent: whether the cgroups of what runs are as `pod` is allocated. A resize that was
     /// interrupted is seen as what it has come to.
     pub(super) fn observe_sizes(&self, pod: &Pod, observed: &mut ObservedPod) {
         let cgroups = &self.shared.cgroups;
-        let limits = self.shared.pod_limits(spec_of(pod));
+        let limits = self.shared.pod_limits(spec_of(pod), &self.grants);
         let as_wanted = |found: &InForce| found.is(&limits.cpu, limits.memory, machine::page_size());
         match cgroups.pod_in_force(self.qos, self.uid()) {
             Ok(Some(found)) if as_wanted(&found) => observed.sized = Some(Allocation::of(pod)),
@@ -155,7 +181,7 @@ impl Host {
         for (name, id) in running {
             let Some(container) = ContainerRef::find(pod, &name) else { continue };
             let Ok(Some(found)) = cgroups.leaf_in_force(self.qos, self.uid(), &id) else { continue };
-            let limits = self.shared.leaf_limits(pod, container);
+            let limits = self.shared.leaf_limits(pod, container, &self.grants);
             let mut resources = container.resources().cloned().unwrap_or_default();
             if !found.is(&limits.cpu, limits.memory, machine::page_size()) {
                 overwrite(&mut resources, &found);

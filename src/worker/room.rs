@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 use tracing::info;
 
 use super::{
@@ -56,6 +56,17 @@ impl Running {
             wanted.evict.get_or_insert(eviction);
             first
         });
+    }
+
+    /// Has its end told: it stays, but what it has is free then.
+    pub(super) fn watch(&mut self, leaving: &mut JoinSet<()>) {
+        if self.watched {
+            return;
+        }
+        self.watched = true;
+        let mut reports = self.reports.clone();
+        // An actor that is gone has nothing left, either.
+        leaving.spawn(async move { while !is_over(&reports) && reports.changed().await.is_ok() {} });
     }
 
     fn is_evicted(&self) -> bool {
@@ -119,11 +130,8 @@ impl Manager {
 
     /// Has `pod_gone` tell when pods that were evicted are over: they stay, but their room is free.
     fn watch_leaving(&mut self) {
-        for running in self.running.values_mut().filter(|running| !running.watched && running.is_evicted()) {
-            running.watched = true;
-            let mut reports = running.reports.clone();
-            // An actor that is gone has nothing left, either.
-            self.leaving.spawn(async move { while !is_over(&reports) && reports.changed().await.is_ok() {} });
+        for running in self.running.values_mut().filter(|running| running.is_evicted()) {
+            running.watch(&mut self.leaving);
         }
     }
 }

@@ -20,8 +20,9 @@ use tracing::{info, warn};
 use super::{
     machine,
     manager::{Entries, Manager, Update},
+    managers::ManagersError,
     node::RunningNode,
-    object_ledger, recover, ruleset,
+    object_ledger, pool, recover, ruleset,
     shared::{RealHosts, Shared},
 };
 use crate::{
@@ -36,7 +37,7 @@ use crate::{
     },
     plugin,
     pod::{
-        NodeView,
+        Grants, NodeView,
         backoff::BackoffPolicy,
         desired,
         desired_objects::{DesiredObjects, merge_objects},
@@ -97,6 +98,9 @@ pub enum StartError {
     /// The network's configuration.
     #[error("set up the pod network")]
     Network(#[source] berth_cni::NetworkError),
+    /// The CPU, memory or topology manager.
+    #[error("start the resource managers")]
+    Managers(#[source] ManagersError),
     /// The ids of pods' user namespaces.
     #[error("share out ids for pods' user namespaces")]
     Users(#[source] IdError),
@@ -200,12 +204,15 @@ impl Agent {
             source,
         })?;
         let mut unreadable = Vec::new();
+        let mut granted: Vec<Grants> = ledger.records.iter().map(|record| record.grants.clone()).collect();
         for pod in &ledger.left_alone {
             let message = Chain(&pod.error).to_string();
             warn!(uid = pod.uid, "a ledger entry cannot be used; its pod is left alone: {message}");
             // Before anything else is given an address.
             recover::keep_addresses(&shared, pod);
-            manager.leave_alone(pod.uid.clone(), recover::kept_users(pod));
+            let kept = recover::kept(pod);
+            granted.push(kept.grants.clone());
+            manager.leave_alone(pod.uid.clone(), kept);
             unreadable.push(ManifestProblem {
                 source: format!("ledger:{}", pod.directory.display()),
                 document: None,
@@ -213,6 +220,13 @@ impl Agent {
                 warning: false,
                 message: format!("the pod of this record is left alone: {message}"),
             });
+        }
+        // Before anything is made that would run on what somebody has for itself.
+        shared.pool.set(shared.managers.shared(&granted.iter().collect::<Vec<_>>()));
+        for record in &ledger.records {
+            for oddity in shared.managers.oddities(&record.grants) {
+                warn!(pod = record.pod.metadata.name, uid = record.uid(), "{oddity}");
+            }
         }
         // Before the pods that refer to them are taken up.
         let objects_file = shared.config.layout.objects_file();
@@ -292,6 +306,7 @@ impl Agent {
         let mut drivers = self.shared.csi.drivers.registered();
         let plugins = tokio::spawn(plugin::registry::follow(registry, [(drivers::KIND, storage)].into()));
         let ruleset = tokio::spawn(ruleset::keep(self.shared.clone()));
+        let pool = tokio::spawn(pool::keep(self.shared.clone()));
         let events = tokio::spawn(event_file::keep(self.event_file.clone(), self.shared.events.clone()));
         tokio::pin!(stop);
         let mut tidy_at = VecDeque::new();
@@ -335,6 +350,7 @@ impl Agent {
             warn!(%error, "what pods refer to was not written down");
         }
         plugins.abort();
+        pool.abort();
         // Before our own table is removed on purpose.
         ruleset.abort();
         let _ = ruleset.await;

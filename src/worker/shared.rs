@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     net::IpAddr,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -18,6 +19,8 @@ use super::{
     host::{PodEvent, PodHost},
     machine,
     manager::Hosts,
+    managers::Managers,
+    pool::Pool,
     record::PodRecord,
     run::StartError,
     token::{TokenSource, standalone::StandaloneTokens},
@@ -35,7 +38,7 @@ use crate::{
     image::{Credentials, Image, ImageConfig, ImageError, ImageStore, Mirror, RegistryConfig},
     obs::events::{Recorder, Severity},
     pod::{
-        Rejection,
+        Grants, Rejection,
         admission::{self, NodeFacts},
         runtime_class,
     },
@@ -83,6 +86,10 @@ pub struct Shared {
     pub handlers: Handlers,
     /// AppArmor, as far as the kernel has it.
     pub app_armor: AppArmor,
+    /// The CPU, memory and topology managers.
+    pub managers: Managers,
+    /// What containers run on that have no processors of their own.
+    pub pool: Pool,
     /// What happens to pods.
     pub events: Recorder,
     /// Which persistent volume belongs to which claim.
@@ -140,8 +147,23 @@ impl Hosts for RealHosts {
         self.0.ids.allocate(taken).ok_or_else(none).map(Some)
     }
 
-    fn changed(&self, pods: &[&Pod]) {
+    fn grant(&self, pod: &Pod, taken: &[&Grants]) -> Result<Grants, Rejection> {
+        let grants = self.0.managers.grant(pod, taken)?;
+        if !grants.cpus().is_empty() {
+            // Before anything of the pod is begun.
+            let all: Vec<&Grants> = taken.iter().copied().chain([&grants]).collect();
+            self.0.pool.set(self.0.managers.shared(&all));
+        }
+        Ok(grants)
+    }
+
+    fn infeasible(&self, wanted: &Pod, allocated: &Pod) -> Option<String> {
+        self.0.managers.infeasible(wanted, allocated)
+    }
+
+    fn changed(&self, pods: &[&Pod], grants: &[&Grants]) {
         self.0.set_classes(pods);
+        self.0.pool.set(self.0.managers.shared(grants));
     }
 
     fn allocatable(&self) -> Resources {
@@ -202,6 +224,7 @@ impl Shared {
         if let Some(limits) = machine::node_limits(&config, &allocatable) {
             cgroups.limit_pods(limits);
         }
+        let managers = Managers::open(&config, Path::new("/sys"), memory).map_err(StartError::Managers)?;
         let app_armor = AppArmor::detect();
         let facts = NodeFacts { app_armor: app_armor.is_enabled(), ..machine::facts(&config, &allocatable) };
         let capabilities = machine::bounding_set();
@@ -242,6 +265,8 @@ impl Shared {
             ids,
             handlers: Handlers::new(&config.handlers),
             app_armor,
+            managers,
+            pool: Pool::default(),
             events: Recorder::new(config.events.kept),
             tokens: Arc::new(tokens),
             objects,

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     pod::{
-        Action, NodeView, Outcome,
+        Action, Grants, NodeView, Outcome,
         backoff::CRASH_LOOP,
         desired::SourceId,
         happening::Happening,
@@ -319,6 +319,7 @@ pub fn record(pod: Pod, start_time: Timestamp) -> PodRecord {
         origin,
         users: None,
         handler: None,
+        grants: Grants::default(),
         start_time,
         sourced: None,
         verdict: None,

@@ -159,7 +159,9 @@ impl Manager {
         let others = self.running.iter().filter(|(other, running)| *other != uid && running.takes_room());
         let others: Vec<&Pod> = others.map(|(_, running)| &*running.effective).collect();
         let pod = running.record.pod.clone();
-        let decision = decide(&pod, &running.effective, allocatable, |pod| self.hosts.fits(pod, &others));
+        let infeasible = |pod: &Pod| self.hosts.infeasible(pod, &running.effective);
+        let fits = |pod: &Pod| self.hosts.fits(pod, &others);
+        let decision = decide(&pod, &running.effective, allocatable, infeasible, fits);
         let (hosts, now) = (self.hosts.clone(), self.hosts.now());
         let Some(running) = self.running.get_mut(uid) else { return };
         match decision {

@@ -101,7 +101,7 @@ impl Host {
         let security = spec.security_context.as_ref();
         let context = VolumeContext {
             fs_group: security.and_then(|security| security.fs_group).and_then(|group| u32::try_from(group).ok()),
-            memory_limit: self.shared.pod_limits(spec).memory,
+            memory_limit: self.shared.pod_limits(spec, &self.grants).memory,
             node_memory: self.shared.memory,
         };
         let input = VolumeInput { volume, pod, objects, content };
