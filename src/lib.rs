@@ -9,6 +9,7 @@ pub mod api;
 pub mod cgroup;
 pub mod cli;
 pub mod config;
+pub mod device;
 pub mod image;
 pub mod network;
 pub mod obs;

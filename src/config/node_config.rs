@@ -88,6 +88,8 @@ pub struct NodeConfig {
     pub registries: Vec<Registry>,
     /// Docker-style `config.json` with credentials for registries.
     pub registry_auth_file: Option<PathBuf>,
+    /// Where CDI specifications are, those of higher precedence last.
+    pub cdi_directories: Vec<PathBuf>,
     /// Pod network.
     pub network: NetworkConfig,
     /// Events.

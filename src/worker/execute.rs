@@ -12,7 +12,7 @@ use std::{
 
 use berth_cni::Lease;
 use k8s_openapi::{
-    api::core::v1::{Pod, PodSpec},
+    api::core::v1::{Pod, PodSpec, ResourceStatus},
     jiff::Timestamp,
 };
 use tokio::sync::{Notify, OnceCell, mpsc};
@@ -34,7 +34,7 @@ use crate::{
     cgroup::path::SANDBOX,
     image::{Image, policy},
     pod::{
-        Action, Hook, Outcome, Verdict,
+        Action, Grants, Hook, Outcome, Verdict,
         happening::{self, Happening},
         observed::{Attempt, AttemptState, Launched, Probed, User},
         probe::ProbeKey,
@@ -64,6 +64,8 @@ pub struct Host {
     record: Mutex<Arc<PodRecord>>,
     /// Ids of the pod's user namespace: the same as long as there is the pod.
     users: Option<IdRange>,
+    /// What its containers were given for themselves: the same, too.
+    pub(super) grants: Arc<Grants>,
     pub(super) dirs: PodDirs,
     /// No change of a pod changes it.
     pub(super) qos: QosClass,
@@ -158,10 +160,10 @@ impl Host {
             metadata.name.as_deref().unwrap_or_default(),
         );
         let qos = record.pod.spec.as_ref().map_or(QosClass::BestEffort, qos_class);
-        let (uid, users) = (record.uid().to_owned(), record.users);
+        let (uid, users, grants) = (record.uid().to_owned(), record.users, Arc::new(record.grants.clone()));
         let (verdicts, helpers) = (Verdicts::default(), Helpers::new(shared.binary.clone()));
         let record = Mutex::new(Arc::new(record));
-        Host { shared, uid, record, users, dirs, qos, helpers, events, state: Mutex::default(), verdicts }
+        Host { shared, uid, record, users, grants, dirs, qos, helpers, events, state: Mutex::default(), verdicts }
     }
 
     /// The pod as it is in the ledger, for what is not an action on a given pod. Waits while it is being written.
@@ -450,6 +452,7 @@ impl Host {
         })?;
         let addresses = self.addresses(pod);
         let input = inputs::Attempt {
+            grant: self.grants.of(name),
             container,
             number: attempt,
             generation,
@@ -584,6 +587,7 @@ impl PodHost for Host {
                 Action::AttachNetwork => blocking(move || host.attach_network(&pod)).await,
                 Action::PrepareContainer { container, attempt, generation, epoch } => {
                     let name = container.clone();
+                    self.prepare_devices(&name).await?;
                     let prepare = move || host.prepare_container(&pod, &container, attempt, generation, epoch);
                     let done = blocking(prepare).await?;
                     // While the sandbox is made. Whoever releases the container waits for it, and hears of an error.
@@ -620,6 +624,14 @@ impl PodHost for Host {
 
     fn contents(&self, pod: &Pod) -> BTreeMap<String, u64> {
         self.wanted_contents(pod)
+    }
+
+    fn grants(&self) -> Grants {
+        Grants::clone(&self.grants)
+    }
+
+    fn device_health(&self) -> BTreeMap<String, Vec<ResourceStatus>> {
+        Host::device_health(self)
     }
 
     fn record(self: Arc<Self>, record: Arc<PodRecord>) -> BoxFuture<'static, Result<Done, ActionError>> {

@@ -8,7 +8,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 
-use super::{env_file, execute::spec_of, host::ActionError, machine, shared::Shared};
+use super::{devices, env_file, execute::spec_of, host::ActionError, machine, shared::Shared};
 use crate::{
     api::qos::QosClass,
     cgroup::{LeafLimits, PodLimits},
@@ -16,11 +16,11 @@ use crate::{
     network::{
         DnsConfig, NodeNames, PodFiles, PodHostname, read_host_resolv_conf, resolv_conf::RESOLVED_FILE, write_files,
     },
-    pod::happening::Happening,
+    pod::{grants::Grant, happening::Happening},
     runtime::{
         config_error::ConfigError,
         container_ref::ContainerRef,
-        devices::{device_access, volume_devices},
+        devices::{Granted, VolumeDevice, device_access, volume_devices},
         env::EnvSources,
         launch::{ImageFacts, LaunchInput, launch_spec},
         limits::{LimitOptions, leaf_limits, pod_limits},
@@ -49,6 +49,8 @@ pub struct Attempt<'a> {
     pub pod_ips: &'a [IpAddr],
     /// Ids of the pod's user namespace.
     pub users: Option<IdRange>,
+    /// What it was given for itself.
+    pub grant: Option<&'a Grant>,
     /// Volumes, all set up.
     pub volumes: &'a BTreeMap<String, MountedVolume>,
 }
@@ -134,6 +136,10 @@ impl Shared {
             Some(volume) => env_file::read(&volume.host_path, path).map_err(|error| error.to_string()),
             None => Err("the volume is not set up".to_owned()),
         };
+        let granted = match attempt.grant.filter(|grant| !grant.artifacts.is_empty()) {
+            Some(grant) => devices::granted(grant, &self.config.cdi_directories, owner(pod, attempt.container))?,
+            None => Granted::default(),
+        };
         let mut spec = launch_spec(&LaunchInput {
             pod,
             container: attempt.container,
@@ -148,6 +154,7 @@ impl Shared {
             dirs,
             env_sources: EnvSources { objects: &objects, read_file: &read_file },
             volumes: attempt.volumes,
+            granted: &granted,
             cgroup: CgroupPlacement::default(),
             users: attempt.users,
             app_armor: &|profile| Ok(self.app_armor.ensure(profile)?),
@@ -156,7 +163,9 @@ impl Shared {
         })?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let mut limits = self.leaf_limits(pod, attempt.container);
-        limits.devices = device_access(limits.devices, &volume_devices(attempt.container, attempt.volumes)?);
+        let volumes = volume_devices(attempt.container, attempt.volumes)?;
+        let rules = volumes.iter().map(VolumeDevice::rule).chain(granted.rules);
+        limits.devices = device_access(limits.devices, rules);
         let ensure_leaf = || self.cgroups.ensure_leaf(qos, uid, &spec.id, &limits);
         let placement = match ensure_leaf() {
             // The sandbox, whose making includes the pod's cgroup, is being made at the same time.
@@ -169,6 +178,16 @@ impl Shared {
         spec.cgroup = placement.map_err(|error| ActionError::new("CreateContainerError", &error))?;
         Ok(spec)
     }
+}
+
+/// User and group of a container as far as the pod names them by number.
+fn owner(pod: &Pod, container: ContainerRef<'_>) -> (Option<u32>, Option<u32>) {
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let own = container.security_context();
+    let user = own.and_then(|own| own.run_as_user).or_else(|| of_pod?.run_as_user);
+    let group = own.and_then(|own| own.run_as_group).or_else(|| of_pod?.run_as_group);
+    let id = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok());
+    (id(user), id(group))
 }
 
 /// What a status calls an image, as with containerd: the digest it is known by in a repository, that of the pod if there

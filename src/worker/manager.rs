@@ -13,9 +13,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+pub use super::granting::DeviceTrouble;
 use super::{
     actor::{Actor, Report, Wanted},
-    handle::NodeError,
+    granting::{Granter, Granting},
+    handle::{BoxFuture, NodeError},
     host::{PodEvent, PodHost},
     record::{self, PodRecord},
 };
@@ -32,6 +34,7 @@ use crate::{
     pod::{
         Grants, Memory, NodeView, ObservedPod, Rejection,
         desired::{Desired, DesiredPod, SourcedPod, full_name},
+        devices::Question,
         lifecycle,
         observed::Sandbox,
         preemption,
@@ -70,6 +73,41 @@ pub trait Hosts: Send + Sync + 'static {
     /// Ids for the user namespace of a new pod, if it has one of its own: none of those `taken`.
     fn users(&self, _pod: &Pod, _taken: &[IdRange]) -> Result<Option<IdRange>, Rejection> {
         Ok(None)
+    }
+
+    /// Resources of a pod that a device plugin would have to offer and none does now.
+    fn awaited_devices(&self, _pod: &Pod) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What a new pod is given for itself, none of it among what others have (`taken`). If a plugin has to be asked first,
+    /// the question; its answer is the next of `answers` then.
+    ///
+    /// # Errors
+    /// It cannot be given.
+    fn grant(
+        &self,
+        _pod: &Pod,
+        _taken: &[&Grants],
+        _answers: &[Vec<String>],
+    ) -> Result<(Grants, Option<Question>), Rejection> {
+        Ok((Grants::default(), None))
+    }
+
+    /// Which devices a plugin would rather have chosen.
+    ///
+    /// # Errors
+    /// It does not say.
+    fn preferred_devices(&self, _question: Question) -> BoxFuture<'static, Result<Vec<String>, DeviceTrouble>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// Has devices made ready for a pod, and notes with them what its containers need.
+    ///
+    /// # Errors
+    /// A plugin cannot.
+    fn allocate_devices(&self, _pod: Pod, grants: Grants) -> BoxFuture<'static, Result<Grants, DeviceTrouble>> {
+        Box::pin(async { Ok(grants) })
     }
 
     /// The time. Tests have one of their own.
@@ -158,6 +196,10 @@ pub struct Manager {
     pub(super) leaving: JoinSet<()>,
     /// New generations already said to be waiting, so that it is said once.
     waiting: BTreeSet<String>,
+    /// New pods that are being given something.
+    pub(super) granter: Granter,
+    /// What pods have whose record cannot be used.
+    kept_grants: BTreeMap<String, Grants>,
     /// Pods whose record cannot be used: nothing is done to them, or for them. UIDs, and the ids they may have.
     left_alone: BTreeMap<String, Option<IdRange>>,
     /// The objects that pods were told of last.
@@ -175,6 +217,8 @@ impl Manager {
             tasks: JoinSet::new(),
             leaving: JoinSet::new(),
             waiting: BTreeSet::new(),
+            granter: Granter::default(),
+            kept_grants: BTreeMap::new(),
             left_alone: BTreeMap::new(),
             objects: Arc::default(),
         }
@@ -199,6 +243,21 @@ impl Manager {
         self.left_alone.insert(uid, users);
     }
 
+    /// Keeps what a pod that is left alone has from everybody else.
+    pub fn keep_grants(&mut self, uid: String, grants: Grants) {
+        self.kept_grants.insert(uid, grants);
+    }
+
+    /// What the pods have that are left alone.
+    pub(super) fn kept_grants(&self) -> impl Iterator<Item = Grants> + '_ {
+        self.kept_grants.values().cloned()
+    }
+
+    /// Whether a new pod waits for something.
+    pub(super) fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// UIDs of the pods there are.
     pub fn uids(&self) -> BTreeSet<String> {
         self.running.keys().cloned().collect()
@@ -217,6 +276,7 @@ impl Manager {
             biased;
             Some(gone) = self.tasks.join_next_with_id() => gone,
             Some(_) = self.leaving.join_next() => return,
+            () = self.granter.answered() => return,
             else => return std::future::pending().await,
         };
         match gone {
@@ -302,17 +362,28 @@ impl Manager {
                 }
                 continue;
             }
+            let awaited = self.awaited(pod);
+            if !awaited.is_empty() {
+                // Nothing is kept free for it meanwhile: the plugin may be a pod itself.
+                let message = format!("the pod waits for a device plugin that offers {}", awaited.join(" and "));
+                if self.waiting.insert(uid.clone()) {
+                    info!(pod = pod.full_name, uid, "{message}");
+                }
+                problems.push(waits(&pod.pod, message));
+                continue;
+            }
             if self.start(pod, &waiting, seen) {
                 self.waiting.remove(uid);
                 continue;
             }
             // The room that is being made is not given to somebody else.
             waiting.push(&pod.pod.pod);
-            if self.waiting.insert(uid.clone()) {
+            if self.waiting.insert(uid.clone()) && !self.granter.is_asking(uid) {
                 info!(pod = pod.full_name, uid, "the pod waits until there is room for it");
             }
         }
         self.waiting.retain(|uid| desired.pods.contains_key(uid));
+        self.granter.keep(|uid| desired.pods.contains_key(uid));
         self.resize_waiting();
         self.tell_hosts();
         problems
@@ -336,13 +407,19 @@ impl Manager {
         let mut pod = desired.pod.pod.clone();
         // What an API server says of a new pod.
         pod.metadata.generation.get_or_insert(1);
-        let (users, rejection) = match self.hosts.complete(&mut pod).and_then(|()| self.make_room(&pod, waiting)) {
-            Ok(true) => match self.hosts.users(&pod, &self.taken_users()) {
-                Ok(users) => (users, None),
-                Err(rejection) => (None, Some(rejection)),
-            },
-            Ok(false) => return false,
-            Err(rejection) => (None, Some(rejection)),
+        let room = self.hosts.complete(&mut pod).and_then(|()| self.make_room(&pod, waiting));
+        let granted = room.and_then(|room| match room {
+            true => self.give(desired, &pod),
+            false => Ok(Granting::Wait),
+        });
+        let given = match granted {
+            Ok(Granting::Wait) => return false,
+            Ok(Granting::Given(grants)) => self.hosts.users(&pod, &self.taken_users()).map(|users| (grants, users)),
+            Err(rejection) => Err(rejection),
+        };
+        let ((grants, users), rejection) = match given {
+            Ok(given) => (given, None),
+            Err(rejection) => (Default::default(), Some(rejection)),
         };
         let record = PodRecord {
             version: record::VERSION,
@@ -351,7 +428,7 @@ impl Manager {
             source: desired.source,
             origin: desired.pod.origin.clone(),
             users,
-            grants: Grants::default(),
+            grants,
             start_time: self.hosts.now(),
             sourced: Some(record::digest(&desired.pod.pod)),
             verdict: None,
@@ -401,5 +478,15 @@ impl Manager {
             actor.run().await;
             uid
         });
+    }
+}
+
+fn waits(pod: &SourcedPod, message: String) -> ManifestProblem {
+    ManifestProblem {
+        source: pod.origin.clone(),
+        document: Some(pod.document),
+        pod: Some(pod.full_name()),
+        warning: true,
+        message,
     }
 }

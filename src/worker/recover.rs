@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     pod::{
-        Hook, Memory, ObservedPod,
+        Grants, Hook, Memory, ObservedPod,
         backoff::BackoffPolicy,
         observed::{AttemptState, Launched, Leftovers, Network, Sandbox},
     },
@@ -148,6 +148,13 @@ pub fn kept_users(pod: &LeftAlone) -> Option<IdRange> {
     let of_record = record.and_then(|record| serde_json::from_value(record.get("users")?.clone()).ok());
     let sandbox = || durable::read_json::<SandboxSpec>(&pod.directory.join("sandbox.json")).ok().flatten()?.users;
     of_record.or_else(sandbox)
+}
+
+/// What a pod that is left alone was given for itself, as far as its record tells.
+pub fn kept_grants(pod: &LeftAlone) -> Grants {
+    let record = durable::read_json::<serde_json::Value>(&pod.directory.join("pod.json")).ok().flatten();
+    let grants = record.and_then(|record| serde_json::from_value(record.get("grants")?.clone()).ok());
+    grants.unwrap_or_default()
 }
 
 /// Finds out what there is of one pod, and takes it up.

@@ -27,6 +27,7 @@ use crate::{
     api::problem::ManifestProblem,
     cgroup::CgroupError,
     config::NodeConfig,
+    device,
     image::ImageError,
     obs::{
         chain::Chain,
@@ -202,6 +203,7 @@ impl Agent {
             // Before anything else is given an address.
             recover::keep_addresses(&shared, pod);
             manager.leave_alone(pod.uid.clone(), recover::kept_users(pod));
+            manager.keep_grants(pod.uid.clone(), recover::kept_grants(pod));
             unreadable.push(ManifestProblem {
                 source: format!("ledger:{}", pod.directory.display()),
                 document: None,
@@ -237,11 +239,16 @@ impl Agent {
             manager.adopt(pod);
         }
 
+        // Every plugin registers anew when it sees the socket.
+        if let Err(error) = device::listen(&shared.config.layout.device_plugins(), shared.devices.clone()) {
+            warn!("device plugins cannot register: {}", Chain(&error));
+        }
         let (sources, file_source) = start_sources(&shared.config)?;
         let (problems, readers) = watch::channel(unreadable.clone());
         let (sender, updates) = mpsc::channel(UPDATES);
         let layout = shared.config.layout.clone();
-        let node = Arc::new(RunningNode { entries, problems: readers, layout, updates: sender });
+        let devices = shared.devices.clone();
+        let node = Arc::new(RunningNode { entries, problems: readers, layout, updates: sender, devices });
         Ok(Agent {
             shared,
             manager,
@@ -277,6 +284,7 @@ impl Agent {
         }
         let mut objects = self.shared.objects.subscribe();
         objects.mark_changed();
+        let mut devices = self.shared.devices.changes();
         let ruleset = tokio::spawn(ruleset::keep(self.shared.clone()));
         let events = tokio::spawn(event_file::keep(self.event_file.clone(), self.shared.events.clone()));
         tokio::pin!(stop);
@@ -298,6 +306,11 @@ impl Agent {
                 Ok(()) = objects.changed() => {
                     let now = objects.borrow_and_update().clone();
                     self.manager.objects_changed(now);
+                }
+                Ok(()) = devices.changed() => {
+                    if self.manager.devices_changed() {
+                        self.reconcile();
+                    }
                 }
                 () = self.manager.pod_gone() => self.reconcile(),
                 Some(update) = self.updates.recv() => self.manager.update(update),

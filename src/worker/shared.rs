@@ -14,9 +14,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use super::{
     claims::Claims,
     execute::Host,
+    handle::BoxFuture,
     host::{PodEvent, PodHost},
     machine,
-    manager::Hosts,
+    manager::{DeviceTrouble, Hosts},
     record::PodRecord,
     run::StartError,
     token::{TokenSource, standalone::StandaloneTokens},
@@ -31,12 +32,15 @@ use crate::{
     },
     cgroup::{Cgroups, ClassTotals, Layout},
     config::NodeConfig,
+    device::Devices,
     image::{Credentials, Image, ImageConfig, ImageError, ImageStore, Mirror, RegistryConfig},
     obs::events::{Recorder, Severity},
     pod::{
-        Rejection,
+        Grants, Rejection,
         admission::{self, NodeFacts},
+        devices::{self, DeviceProvider, Question},
         runtime_class,
+        topology::{self, NumaNodes, Provider, TopologyOptions},
     },
     runtime::{
         app_armor::AppArmor,
@@ -82,6 +86,8 @@ pub struct Shared {
     pub claims: Claims,
     /// The objects pods refer to; the sending half fills it.
     pub objects: watch::Sender<Arc<Objects>>,
+    /// Device plugins and what they offer.
+    pub devices: Arc<Devices>,
     /// Tokens of service accounts.
     pub tokens: Arc<dyn TokenSource>,
     /// Pulls that may go on at once.
@@ -123,6 +129,33 @@ impl Hosts for RealHosts {
             message: "could not find an empty slot to allocate a user namespace".to_owned(),
         };
         self.0.ids.allocate(taken).ok_or_else(none).map(Some)
+    }
+
+    fn awaited_devices(&self, pod: &Pod) -> Vec<String> {
+        self.awaited(pod)
+    }
+
+    fn grant(
+        &self,
+        pod: &Pod,
+        taken: &[&Grants],
+        answers: &[Vec<String>],
+    ) -> Result<(Grants, Option<Question>), Rejection> {
+        let (offers, numa) = (self.0.devices.offers(), NumaNodes::default());
+        let provider = DeviceProvider::new(&offers, devices::taken(taken.iter().copied()), &numa, answers);
+        let providers: [&dyn Provider; 1] = [&provider];
+        let grants = topology::grant(pod, &numa, TopologyOptions::default(), &providers)?;
+        Ok((grants, provider.question()))
+    }
+
+    fn preferred_devices(&self, question: Question) -> BoxFuture<'static, Result<Vec<String>, DeviceTrouble>> {
+        let shared = self.0.clone();
+        Box::pin(async move { shared.preferred_devices(&question).await })
+    }
+
+    fn allocate_devices(&self, pod: Pod, grants: Grants) -> BoxFuture<'static, Result<Grants, DeviceTrouble>> {
+        let shared = self.0.clone();
+        Box::pin(async move { shared.allocate_devices(&pod, grants).await })
     }
 
     fn changed(&self, pods: &[&Pod]) {
@@ -228,6 +261,7 @@ impl Shared {
             tokens: Arc::new(tokens),
             objects,
             claims: Claims::new(config.layout.claims()),
+            devices: Arc::new(Devices::new(config.layout.known_devices())),
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),
             classes: Mutex::default(),

@@ -11,8 +11,8 @@ fn pods() -> Vec<Value> {
         "name": "app",
         "resources": {
             "claims": [{"name": "x"}],
-            "limits": {"example.com/device": "1"},
-            "requests": {"example.com/other": "1"},
+            "limits": {"kubernetes.io/device": "1"},
+            "requests": {"kubernetes.io/other": "1"},
         },
         "securityContext": {
             "seLinuxOptions": {"level": "s0"}, "windowsOptions": {},
