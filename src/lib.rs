@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod csi;
+pub mod device;
 pub mod image;
 pub mod network;
 pub mod obs;

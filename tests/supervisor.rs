@@ -169,6 +169,7 @@ impl World {
             readonly_paths: vec![],
             devices: vec![DeviceSpec {
                 path: "/dev/null".into(),
+                host_path: None,
                 block: false,
                 major: 1,
                 minor: 3,

@@ -1,7 +1,7 @@
 //! Short words for what nearly every test does.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::Path,
@@ -129,4 +129,24 @@ pub fn config(place: &Place, kubelet: &str, berth: &str) -> String {
 /// Lines of a file, none when it is absent.
 pub fn lines(path: &Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// Every process in the place's cgroups.
+pub fn processes(place: &Place) -> Vec<i32> {
+    fn walk(directory: &Path, found: &mut Vec<i32>) {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                walk(&entry.path(), found);
+            } else if entry.file_name() == "cgroup.procs" {
+                found.extend(lines(&entry.path()).iter().filter_map(|line| line.parse::<i32>().ok()));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        walk(&hierarchy.path().join(place.cgroup_root.trim_start_matches('/')), &mut found);
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
 }

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    path::Path,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -10,7 +9,7 @@ use berth_integration::{
     Agent, Machine, Place,
     agent::condition,
     eventually, fixtures,
-    help::{agent, container, lines, manifest, name, place, run, sh, supervisor},
+    help::{agent, container, lines, manifest, name, place, processes, run, sh, supervisor},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -35,26 +34,6 @@ fn starts(place: &Place, pod: &str) -> usize {
 
 fn restarts(pod: &Value) -> usize {
     container(pod, 0)["restartCount"].as_u64().expect("a count") as usize
-}
-
-/// Every process in the place's cgroups.
-fn processes(place: &Place) -> Vec<i32> {
-    fn walk(directory: &Path, found: &mut Vec<i32>) {
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                walk(&entry.path(), found);
-            } else if entry.file_name() == "cgroup.procs" {
-                found.extend(lines(&entry.path()).iter().filter_map(|line| line.parse::<i32>().ok()));
-            }
-        }
-    }
-    let mut found = Vec::new();
-    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        walk(&hierarchy.path().join(place.cgroup_root.trim_start_matches('/')), &mut found);
-    }
-    found.sort_unstable();
-    found.dedup();
-    found
 }
 
 /// Numbers that differ from run to run; a failure prints the first one.

@@ -9,7 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity as ApiQuantity,
 };
 
-use super::quantity::Quantity;
+use super::{quantity::Quantity, validation::qualified_name_problems};
 
 /// Processor time, in cores.
 pub const CPU: &str = "cpu";
@@ -19,6 +19,18 @@ pub const MEMORY: &str = "memory";
 pub const EPHEMERAL_STORAGE: &str = "ephemeral-storage";
 /// `hugepages-<size>`, in bytes.
 pub const HUGEPAGES_PREFIX: &str = "hugepages-";
+
+/// Whether Kubernetes itself defines a resource: it has no domain, or one of `kubernetes.io`.
+pub fn is_native(name: &str) -> bool {
+    !name.contains('/') || name.contains("kubernetes.io/")
+}
+
+/// Whether a resource is one that something else on the node offers, a device plugin for example: `example.com/device`.
+pub fn is_extended(name: &str) -> bool {
+    const QUOTA: &str = "requests.";
+    // Upstream's rule: a quota for it must have a valid name, too.
+    !is_native(name) && !name.starts_with(QUOTA) && qualified_name_problems(&format!("{QUOTA}{name}")).is_empty()
+}
 
 /// Amounts by resource name.
 pub type Resources = BTreeMap<String, Quantity>;
@@ -153,6 +165,24 @@ mod tests {
         assert_eq!(pod_limits(&spec)[CPU].milli(), 1600);
         assert!(all_limited(&spec, CPU));
         assert!(!all_limited(&spec, MEMORY));
+    }
+
+    #[test]
+    fn an_extended_resource_has_a_domain_that_is_not_of_kubernetes() {
+        for (name, extended) in [
+            ("example.com/device", true),
+            ("a/b", true),
+            ("cpu", false),
+            ("hugepages-2Mi", false),
+            ("kubernetes.io/device", false),
+            ("sub.kubernetes.io/device", false),
+            ("requests.example.com/device", false),
+            ("example.com/", false),
+            ("example.com/a/b", false),
+            ("Example.com/device", false),
+        ] {
+            assert_eq!(is_extended(name), extended, "{name}");
+        }
     }
 
     #[test]

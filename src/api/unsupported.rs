@@ -263,8 +263,8 @@ mod tests {
             ("/spec/securityContext/seLinuxOptions", json!({"level": "s0"}), "spec.securityContext.seLinuxOptions"),
             (
                 "/spec/containers/0/resources",
-                json!({"limits": {"example.com/gpu": "1"}}),
-                "spec.containers[0].resources.limits[example.com/gpu]",
+                json!({"limits": {"kubernetes.io/gpu": "1", "example.com/gpu": "1"}}),
+                "spec.containers[0].resources.limits[kubernetes.io/gpu]",
             ),
             (
                 "/spec/volumes/1",

@@ -14,35 +14,36 @@ pub struct DeviceRule {
     pub major: Option<u32>,
     /// Minor number; `None` for any.
     pub minor: Option<u32>,
-    /// May be opened, not only made by mknod(2).
-    pub open: bool,
-    /// May be opened for writing, too, not for reading alone.
+    /// May be opened for reading.
+    pub read: bool,
+    /// May be opened for writing.
     pub write: bool,
+    /// May be made by mknod(2).
+    pub make: bool,
 }
 
 impl DeviceRule {
     const fn open(major: u32, minor: Option<u32>) -> DeviceRule {
-        DeviceRule { block: false, major: Some(major), minor, open: true, write: true }
+        DeviceRule { block: false, major: Some(major), minor, read: true, write: true, make: true }
     }
 
     const fn make_any(block: bool) -> DeviceRule {
-        DeviceRule { block, major: None, minor: None, open: false, write: false }
+        DeviceRule { block, major: None, minor: None, read: false, write: false, make: true }
     }
 
     /// `c 1:3 rwm`.
     fn line(&self) -> String {
         let number = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
-        format!(
-            "{} {}:{} {}",
-            if self.block { 'b' } else { 'c' },
-            number(self.major),
-            number(self.minor),
-            match (self.open, self.write) {
-                (false, _) => "m",
-                (true, false) => "r",
-                (true, true) => "rwm",
-            }
-        )
+        let access = [(self.read, 'r'), (self.write, 'w'), (self.make, 'm')];
+        let access: String = access.into_iter().filter(|(allowed, _)| *allowed).map(|(_, letter)| letter).collect();
+        let kind = if self.block { 'b' } else { 'c' };
+        format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
+    }
+
+    /// The kinds of access that the kernel asks for and this does not allow, as bits.
+    fn denied(&self) -> i32 {
+        let bits = [(self.make, ACCESS_MKNOD), (self.read, ACCESS_READ), (self.write, ACCESS_WRITE)];
+        bits.into_iter().filter(|(allowed, _)| !allowed).map(|(_, bit)| bit).sum()
     }
 }
 
@@ -106,20 +107,22 @@ pub fn attach_v2(directory: &Path, program: &OwnedFd) -> Result<(), CgroupError>
 /// Access bits of `struct bpf_cgroup_dev_ctx` (include/uapi/linux/bpf.h).
 const ACCESS_MKNOD: i32 = 1;
 const ACCESS_READ: i32 = 2;
+const ACCESS_WRITE: i32 = 4;
 const TYPE_BLOCK: i32 = 1;
 const TYPE_CHAR: i32 = 2;
 
 /// The program: 1 (allow) for the first rule that matches, 0 (deny) otherwise.
 ///
-/// r2 = type, r3 = access, r4 = major, r5 = minor; every rule tests what it restricts and jumps to the next one when
-/// a test fails.
+/// r2 = type, r3 = access, r4 = major, r5 = minor, r6 = what of the access a rule does not allow; every rule tests what it
+/// restricts and jumps to the next one when a test fails.
 fn program(rules: &[DeviceRule]) -> Vec<u64> {
-    use bpf::instruction::{and32, exit, jump_if_not, load32, move32, shift_right32};
+    use bpf::instruction::{and32, copy32, exit, jump_if_not, load32, move32, shift_right32};
     const CONTEXT: u8 = 1;
     const TYPE: u8 = 2;
     const ACCESS: u8 = 3;
     const MAJOR: u8 = 4;
     const MINOR: u8 = 5;
+    const DENIED: u8 = 6;
     let mut code = vec![
         load32(TYPE, CONTEXT, 0),
         load32(ACCESS, CONTEXT, 0),
@@ -130,11 +133,10 @@ fn program(rules: &[DeviceRule]) -> Vec<u64> {
     ];
     for rule in rules {
         let mut tests = vec![(TYPE, if rule.block { TYPE_BLOCK } else { TYPE_CHAR })];
-        // One kind of access and no other with it.
-        match (rule.open, rule.write) {
-            (false, _) => tests.push((ACCESS, ACCESS_MKNOD)),
-            (true, false) => tests.push((ACCESS, ACCESS_READ)),
-            (true, true) => {}
+        // Nothing is asked for that is not allowed.
+        if rule.denied() != 0 {
+            code.extend([copy32(DENIED, ACCESS), and32(DENIED, rule.denied())]);
+            tests.push((DENIED, 0));
         }
         // Device numbers have 12 and 20 bits, so that they fit the signed immediate.
         tests.extend(rule.major.map(|major| (MAJOR, major as i32)));
@@ -174,6 +176,7 @@ mod tests {
                 0x54 => registers[target] = u64::from(registers[target] as u32 & value as u32),
                 0x74 => registers[target] = u64::from(registers[target] as u32 >> value),
                 0xb4 => registers[target] = u64::from(value as u32),
+                0xbc => registers[target] = u64::from(registers[source] as u32),
                 0x55 => {
                     if registers[target] != value as u64 {
                         at += usize::try_from(offset).unwrap();
@@ -211,12 +214,25 @@ mod tests {
 
     #[test]
     fn what_may_only_be_read_cannot_be_opened_for_writing() {
-        let rule = DeviceRule { block: true, major: Some(7), minor: Some(3), open: true, write: false };
+        let rule = DeviceRule { block: true, major: Some(7), minor: Some(3), read: true, write: false, make: false };
         assert_eq!(rule.line(), "b 7:3 r");
         let code = program(&[rule]);
         assert!(allows(&code, true, READ, 7, 3));
         for (access, minor) in [(WRITE, 3), (READ | WRITE, 3), (READ, 4)] {
             assert!(!allows(&code, true, access, 7, minor), "{access} {minor}");
+        }
+    }
+
+    #[test]
+    fn every_set_of_permissions_allows_itself_and_what_is_in_it() {
+        for bits in 1..8u32 {
+            let (read, write, make) = (bits & READ != 0, bits & WRITE != 0, bits & MKNOD != 0);
+            let rule = DeviceRule { block: false, major: Some(10), minor: Some(229), read, write, make };
+            let code = program(&[rule]);
+            for access in 1..8u32 {
+                let allowed = access & !bits == 0;
+                assert_eq!(allows(&code, false, access, 10, 229), allowed, "{bits:03b} {access:03b}");
+            }
         }
     }
 

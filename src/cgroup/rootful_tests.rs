@@ -243,8 +243,9 @@ fn a_container_opens_its_default_devices_and_no_others() {
         block: false,
         major: Some(1),
         minor: Some(5),
-        open: true,
+        read: true,
         write: true,
+        make: true,
     }]);
     let placement =
         world.cgroups.ensure_leaf(QOS, UID, "c2", &LeafLimits { devices: only, ..LeafLimits::default() }).unwrap();

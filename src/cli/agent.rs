@@ -11,7 +11,7 @@ use crate::{
     server::{
         local::{ServerState, Version, router},
         logs::{Compressor, LogWatch},
-        socket, stream,
+        pod_resources, socket, stream,
     },
     worker::run::Agent,
 };
@@ -44,6 +44,10 @@ pub async fn run(config: NodeConfig) -> Result<(), Box<dyn Error + Send + Sync>>
     let api = socket::bind_api(&layout.api_socket())?;
     let streams = socket::bind_stream(&layout.stream_socket())?;
     let node: Arc<dyn crate::worker::handle::Node> = agent.node.clone();
+    // A node without it runs its pods all the same.
+    if let Err(error) = pod_resources::serve(&layout.pod_resources(), node.clone()) {
+        warn!(path = %layout.pod_resources().display(), %error, "what pods were given cannot be asked for, ignoring");
+    }
     let (shutdown, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(socket::serve(api, router(state), async {
         let _ = stopped.await;
@@ -65,7 +69,8 @@ pub async fn run(config: NodeConfig) -> Result<(), Box<dyn Error + Send + Sync>>
     if tokio::time::timeout(std::time::Duration::from_millis(500), serving).await.is_err() {
         info!("requests still under way are cut off");
     }
-    for path in [layout.api_socket(), layout.stream_socket()] {
+    let sockets = [layout.api_socket(), layout.stream_socket(), layout.pod_resources(), layout.registration()];
+    for path in sockets {
         if let Err(error) = std::fs::remove_file(&path) {
             warn!(path = %path.display(), %error, "remove a socket, ignoring");
         }

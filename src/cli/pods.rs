@@ -214,6 +214,22 @@ fn description(view: &PodView, now: Timestamp) -> String {
     text.push_str(&containers.finish());
     text.push_str(&grants(view));
 
+    let mut devices = Columns::new(&["CONTAINER", "RESOURCE", "DEVICE", "HEALTH"]);
+    let mut any = false;
+    for status in statuses() {
+        for resource in status.allocated_resources_status.iter().flatten() {
+            for device in resource.resources.iter().flatten() {
+                any = true;
+                let health = device.health.clone().unwrap_or_default();
+                devices.row([status.name.clone(), resource.name.clone(), device.resource_id.clone(), health]);
+            }
+        }
+    }
+    if any {
+        text.push('\n');
+        text.push_str(&devices.finish());
+    }
+
     if !view.stages.is_empty() {
         let mut stages = Columns::new(&["STAGE", "AT", "TOOK"]);
         let milliseconds = |microseconds: u64| format!("{:.3}ms", microseconds as f64 / 1000.0);
@@ -277,6 +293,9 @@ mod tests {
             "containerStatuses": [{
                 "name": "app", "image": "busybox", "imageID": "", "ready": false, "restartCount": 0,
                 "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}},
+                "allocatedResourcesStatus": [{"name": "example.com/gpu", "resources": [
+                    {"resourceID": "gpu-0", "health": "Unhealthy"},
+                ]}],
             }],
         }))
         .unwrap();
@@ -305,6 +324,7 @@ default     web-node1   0/0     ImagePullBackOff   0          3m20s   10.85.0.2 
         assert!(text.contains("ImagePullBackOff: no such image"), "{text}");
         assert!(text.contains("sandbox   4.100ms   3.850ms\n"), "{text}");
         assert!(text.contains("exited (0)"), "{text}");
+        assert!(text.contains("app         example.com/gpu   gpu-0    Unhealthy\n"), "{text}");
     }
 
     #[test]

@@ -57,6 +57,7 @@ pub const FIELDS: &[Field] = &[
     used("registries", List(&Object(REGISTRY)), Unset),
     later("registryAuthFile", Text, Unset),
     object("runtime", &[used("handlers", List(&Object(HANDLER)), Unset)]),
+    used("cdiSpecDirs", List(&Text), Unset),
     object("supervisor", &[used("oomScoreAdj", Integer(-1000, 1000), I(-998))]),
     object("events", &[used("kept", Integer(0, 100_000), I(1000))]),
 ];

@@ -93,6 +93,8 @@ pub struct NodeConfig {
     pub registry_auth_file: Option<PathBuf>,
     /// RuntimeClass handlers beside the agent itself.
     pub handlers: Vec<HandlerConfig>,
+    /// Where CDI specifications are, those of higher precedence last.
+    pub cdi_directories: Vec<PathBuf>,
     /// Pod network.
     pub network: NetworkConfig,
     /// Events.

@@ -18,7 +18,7 @@ use super::{
     schema::{Field, Findings, Shape},
     values::{format_duration, parse_bytes, parse_duration},
 };
-use crate::{obs::chain::Chain, runtime::users::UNIT, store::layout::Layout};
+use crate::{device::cdi, obs::chain::Chain, runtime::users::UNIT, store::layout::Layout};
 
 /// What the machine says of itself, where a default depends on it. Tests make their own.
 #[derive(Debug, Clone)]
@@ -199,6 +199,7 @@ pub(super) fn resolve(
         registries: registries(berth_node, findings),
         registry_auth_file: berth.path("registryAuthFile"),
         handlers: handlers::handlers(berth_node, findings),
+        cdi_directories: cdi_directories(berth_node, findings),
         network: network(kubelet_node, berth_node, &berth, findings),
         events: EventLimits {
             qps: kubelet.count("eventRecordQPS"),
@@ -323,6 +324,18 @@ fn headers(node: &Node) -> Vec<(String, String)> {
         .flat_map(values)
         .map(|(name, value)| (name, value.to_owned()))
         .collect()
+}
+
+/// Where CDI specifications are; where everybody has them when nothing is written.
+fn cdi_directories(node: &Node, findings: &mut Findings) -> Vec<PathBuf> {
+    let written = texts(node.get("cdiSpecDirs"));
+    if written.is_empty() {
+        return cdi::DIRECTORIES.iter().map(PathBuf::from).collect();
+    }
+    for (index, (item, text)) in written.iter().enumerate().filter(|(_, (_, text))| !text.starts_with('/')) {
+        findings.mistake(item, &format!("cdiSpecDirs[{index}]"), format!("{text:?} is not an absolute path"));
+    }
+    written.into_iter().map(|(_, text)| PathBuf::from(text)).collect()
 }
 
 fn network(kubelet: &Node, node: &Node, berth: &Reader, findings: &mut Findings) -> NetworkConfig {

@@ -63,6 +63,7 @@ fn nothing_written_means_upstreams_defaults() {
     assert_eq!(config.resolv_conf, PathBuf::from("/etc/resolv.conf"));
     assert_eq!(config.seccomp_root, PathBuf::from("/var/lib/berth/seccomp"));
     assert_eq!(config.oom_score_adj, -999);
+    assert_eq!(config.cdi_directories, ["/etc/cdi", "/var/run/cdi"].map(PathBuf::from));
     assert_eq!(loaded.warning, None);
 }
 
@@ -106,6 +107,7 @@ fn a_file_with_every_field_is_read() {
         (gvisor.arguments.as_slice(), gvisor.timeout.as_secs()),
         (["--platform=systrap".to_owned()].as_slice(), 90)
     );
+    assert_eq!(loaded.config.cdi_directories, [PathBuf::from("/etc/vendor/cdi")]);
     for section in [Section::Kubelet, Section::Berth] {
         for field in section.fields() {
             assert!(text.contains(&format!("\n{}:", field.name)), "{} is missing in the sample", field.name);
@@ -122,7 +124,7 @@ fn all_mistakes_are_reported_at_once_with_file_line_and_path() {
             "{HEAD}maxPods: many\nfileCheckFrequency: 20\nmaxpods: 3\nnoSuchField: 1\nauthentication:\n  anonymous:\n    \
              enable: true\n  webhook: 5\nclusterDNS: [10.0.0.1, dns.example, 7]\nimageGCHighThresholdPercent: 101\n\
              containerLogMaxFiles: 1\nevictionHard: {{memory.available: 100}}\ncpuCFSQuotaPeriod: 5s\n\
-             cgroupDriver: other\nmaxParallelImagePulls: 3\n---\n{BERTH_HEAD}network:\n  subnets: [10.1.0.0/16, 10.2.0.0/16]\n  \
+             cgroupDriver: other\nmaxParallelImagePulls: 3\n---\n{BERTH_HEAD}cdiSpecDirs: [etc/cdi]\nnetwork:\n  subnets: [10.1.0.0/16, 10.2.0.0/16]\n  \
              mtu: 5\nregistries:\n- mirrors: [mirror.example]\n"
         ),
     );
@@ -156,10 +158,11 @@ fn all_mistakes_are_reported_at_once_with_file_line_and_path() {
         "config.yaml:15: cpuCFSQuotaPeriod: must be between 1ms and 1s, found 5s",
         r#"config.yaml:16: cgroupDriver: expected one of cgroupfs, systemd, found "other""#,
         "config.yaml:17: maxParallelImagePulls: must be 1 unless serializeImagePulls is false",
-        "config.yaml:22: network.subnets[1]: 10.2.0.0/16 is a second subnet of the same address family",
-        "config.yaml:23: network.mtu: must be 0 (the uplink's) or at least 576, found 5",
-        "config.yaml:25: registries[0]: host is missing",
-        r#"config.yaml:25: registries[0]: a mirror is an http or https URL, found "mirror.example""#,
+        r#"config.yaml:21: cdiSpecDirs[0]: "etc/cdi" is not an absolute path"#,
+        "config.yaml:23: network.subnets[1]: 10.2.0.0/16 is a second subnet of the same address family",
+        "config.yaml:24: network.mtu: must be 0 (the uplink's) or at least 576, found 5",
+        "config.yaml:26: registries[0]: host is missing",
+        r#"config.yaml:26: registries[0]: a mirror is an http or https URL, found "mirror.example""#,
         "conf.d/10-a.conf:3: podPidsLimit: must be at least -1, found -5",
         r#"conf.d/20-b.conf:1: kind: expected KubeletConfiguration or BerthConfiguration, found "Pod""#,
         r#"--hostname-override: "no_name" is no node name (lower-case letters, digits, '-' and '.'); set one with --hostname-override"#,

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::topology::{Cpus, NodeMask};
+use super::{
+    devices::Artifacts,
+    topology::{Cpus, NodeMask},
+};
 
 /// What a pod was given, by name of the container. Those that were given nothing are not in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +34,9 @@ pub struct Grant {
     /// By resource (`example.com/device`): its devices.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub devices: BTreeMap<String, Vec<DeviceGrant>>,
+    /// By resource: what the container needs for its devices, as their plugin said when they were made ready.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub artifacts: BTreeMap<String, Artifacts>,
 }
 
 /// Memory of NUMA nodes.

@@ -13,6 +13,7 @@ pub mod claims;
 mod conditions;
 pub mod desired;
 pub mod desired_objects;
+pub mod devices;
 pub mod eviction;
 pub mod grants;
 pub mod happening;

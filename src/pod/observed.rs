@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
-    api::core::v1::{Container, ResourceRequirements},
+    api::core::v1::{Container, ResourceRequirements, ResourceStatus},
     jiff::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,8 @@ pub struct ObservedPod {
     /// By volume whose content comes from objects: what stands for the content it should have now. Compared with
     /// [`Written::content`].
     pub contents: BTreeMap<String, u64>,
+    /// By container: the health of the devices it was given.
+    pub devices: BTreeMap<String, Vec<ResourceStatus>>,
     /// Per volume made from an image: the image's id.
     pub volume_images: BTreeMap<String, String>,
     /// Per container: the attempt an image was resolved for, and the image's id.

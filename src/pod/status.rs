@@ -125,6 +125,11 @@ impl View<'_> {
             restart_count: latest.map_or(0, |attempt| i32::try_from(attempt.number).unwrap_or(i32::MAX)),
             resources,
             allocated_resources,
+            // As upstream, of main containers alone.
+            allocated_resources_status: match step.kind {
+                Kind::Main => self.observed.devices.get(&container.name).cloned(),
+                Kind::Init | Kind::Sidecar | Kind::Ephemeral => None,
+            },
             state: Some(state),
             last_state: last.map(|attempt| match &attempt.state {
                 AttemptState::Ended(ended) => self.terminated(container, attempt, ended),

@@ -1,4 +1,4 @@
-//! Block volumes (`volumeDevices`): the device nodes a container gets, and what it may do with them.
+//! Block volumes (`volumeDevices`) and devices of plugins: the nodes a container gets, and what it may do with them.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -8,7 +8,7 @@ use crate::{
         devices::{DeviceRule, default_rules},
         limits::DeviceAccess,
     },
-    supervisor::spec::DeviceSpec,
+    supervisor::spec::{DeviceSpec, MountSpec},
     volume::MountedVolume,
 };
 
@@ -38,6 +38,7 @@ pub fn volume_devices(
         let path = Path::new("/").join(&wanted.device_path);
         let node = DeviceSpec {
             path,
+            host_path: None,
             block: true,
             major: device.major,
             minor: device.minor,
@@ -50,23 +51,61 @@ pub fn volume_devices(
     devices.map(device).collect()
 }
 
-/// What the container's cgroup allows: what it would without block volumes, and those.
-pub fn device_access(without: DeviceAccess, devices: &[VolumeDevice]) -> DeviceAccess {
-    if devices.is_empty() || without == DeviceAccess::All {
+impl VolumeDevice {
+    /// What the container may do with it.
+    pub fn rule(&self) -> DeviceRule {
+        DeviceRule {
+            block: true,
+            major: Some(self.node.major),
+            minor: Some(self.node.minor),
+            read: true,
+            write: self.writable,
+            make: self.writable,
+        }
+    }
+}
+
+/// What a container is given for the devices of plugins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Granted {
+    /// Variables that the container's own go before.
+    pub env: Vec<(String, String)>,
+    /// Variables that go before the container's own.
+    pub cdi_env: Vec<(String, String)>,
+    /// Binds; what is mounted at the same path for a volume goes before them.
+    pub mounts: Vec<MountSpec>,
+    /// Device nodes.
+    pub nodes: Vec<DeviceSpec>,
+    /// What it may do with them.
+    pub rules: Vec<DeviceRule>,
+    /// Further groups of its processes.
+    pub groups: Vec<u32>,
+}
+
+/// What the container's cgroup allows: what it would without `more`, and that.
+pub fn device_access(without: DeviceAccess, more: impl IntoIterator<Item = DeviceRule>) -> DeviceAccess {
+    let mut more = more.into_iter().peekable();
+    if more.peek().is_none() || without == DeviceAccess::All {
         return without;
     }
-    let rule = |device: &VolumeDevice| DeviceRule {
-        block: true,
-        major: Some(device.node.major),
-        minor: Some(device.node.minor),
-        open: true,
-        write: device.writable,
-    };
-    let defaults = match without {
+    let mut rules = match without {
         DeviceAccess::Only(rules) => rules,
         _ => default_rules().to_vec(),
     };
-    DeviceAccess::Only(defaults.into_iter().chain(devices.iter().map(rule)).collect())
+    for rule in more {
+        let same =
+            |known: &&mut DeviceRule| (known.block, known.major, known.minor) == (rule.block, rule.major, rule.minor);
+        // v1 keeps one entry for a device, and v2 looks at one rule at a time.
+        match rules.iter_mut().find(same) {
+            Some(known) => {
+                known.read |= rule.read;
+                known.write |= rule.write;
+                known.make |= rule.make;
+            }
+            None => rules.push(rule),
+        }
+    }
+    DeviceAccess::Only(rules)
 }
 
 #[cfg(test)]
@@ -93,12 +132,23 @@ mod tests {
         let told: Vec<_> = devices.iter().map(|device| (device.node.path.to_str().unwrap(), device.writable)).collect();
         assert_eq!(told, [("/dev/xvda", true), ("/data/raw", false)]);
         assert_eq!((devices[0].node.major, devices[0].node.minor, devices[0].node.gid), (7, 1, 6));
-        let DeviceAccess::Only(rules) = device_access(DeviceAccess::Default, &devices) else { panic!("rules") };
+        let all = || devices.iter().map(VolumeDevice::rule);
+        let DeviceAccess::Only(rules) = device_access(DeviceAccess::Default, all()) else { panic!("rules") };
         assert_eq!(rules.len(), default_rules().len() + 2);
         let added: Vec<_> = rules[default_rules().len()..].iter().map(|rule| (rule.minor, rule.write)).collect();
         assert_eq!(added, [(Some(1), true), (Some(2), false)]);
-        assert_eq!(device_access(DeviceAccess::All, &devices), DeviceAccess::All);
-        assert_eq!(device_access(DeviceAccess::Default, &[]), DeviceAccess::Default);
+        assert_eq!(device_access(DeviceAccess::All, all()), DeviceAccess::All);
+        assert_eq!(device_access(DeviceAccess::Default, []), DeviceAccess::Default);
+        // Asked for twice it is one rule that allows both.
+        let DeviceAccess::Only(twice) = device_access(DeviceAccess::Default, all().chain(all())) else {
+            panic!("rules")
+        };
+        assert_eq!(twice, rules);
+        let mut written = devices[1].rule();
+        (written.read, written.write) = (false, true);
+        let DeviceAccess::Only(both) = device_access(DeviceAccess::Only(rules), [written]) else { panic!("rules") };
+        let last = both.last().unwrap();
+        assert_eq!((both.len(), last.read, last.write, last.make), (default_rules().len() + 2, true, true, false));
         volumes.insert("disk".to_owned(), MountedVolume::at("/v".into(), false));
         let error = volume_devices(app, &volumes).unwrap_err().to_string();
         assert!(error.contains("has volumeMode Filesystem, but is specified in volumeDevices"), "{error}");

@@ -14,7 +14,7 @@ use super::{
     capabilities,
     config_error::ConfigError,
     container_ref::ContainerRef,
-    devices::volume_devices,
+    devices::{Granted, volume_devices},
     downward::{Allocatable, Surroundings},
     env::{EnvSources, environment, pod_env},
     mounts::{AgentFiles, Surface, mounts},
@@ -25,7 +25,7 @@ use crate::{
     api::app_armor::Profile,
     store::layout::PodDirs,
     supervisor::spec::{
-        CgroupPlacement, DeviceSpec, IdRange, LaunchSpec, LogSpec, PidMode, RootfsSpec, StdioSpec, VERSION,
+        CgroupPlacement, DeviceSpec, IdRange, LaunchSpec, LogSpec, MountSpec, PidMode, RootfsSpec, StdioSpec, VERSION,
     },
     volume::{MountedVolume, shm},
 };
@@ -155,6 +155,8 @@ pub struct LaunchInput<'a> {
     pub env_sources: EnvSources<'a>,
     /// The pod's volumes by name, all set up.
     pub volumes: &'a BTreeMap<String, MountedVolume>,
+    /// What it is given for the devices of plugins.
+    pub granted: &'a Granted,
     /// Where its processes go.
     pub cgroup: CgroupPlacement,
     /// Ids of the pod's user namespace (hostUsers false).
@@ -187,7 +189,8 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
     let security = Security::new(pod, container, &path);
     security.check()?;
     let privileged = security.privileged();
-    let user = security.user(&image.user)?;
+    let mut user = security.user(&image.user)?;
+    user.groups.extend(&input.granted.groups);
     let wanted = container.security_context().and_then(|context| context.capabilities.as_ref());
     let security_path = format!("{path}.securityContext");
     let capabilities = capabilities::mask(wanted, privileged, options.bounding_capabilities, &security_path)?;
@@ -214,6 +217,7 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
     let termination_log = has_termination_log.then(|| attempt.termination_log());
     let files = AgentFiles { etc: dirs.etc(), termination_log };
     let mounts = mounts(container, &surface, &files, input.volumes, &own_env)?;
+    let mounts = with_granted(mounts, &input.granted.mounts);
     // With a /dev of its own choice a container has what is there.
     let own_dev = container.volume_mounts().iter().any(|mount| is_dev(&mount.mount_path));
     let mut devices = if privileged || own_dev { Vec::new() } else { default_devices() };
@@ -223,6 +227,17 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
         return Err(ConfigError::create(format!("{path}.volumeDevices"), message));
     }
     devices.extend(block_volumes.into_iter().map(|device| device.node));
+    if !own_dev {
+        devices.retain(|device| !input.granted.nodes.iter().any(|granted| granted.path == device.path));
+        devices.extend(input.granted.nodes.iter().cloned());
+    }
+    let granted_env = input.granted.env.iter().map(|(name, value)| format!("{name}={value}"));
+    let image_env: Vec<String> = image.env.iter().cloned().chain(granted_env).collect();
+    let mut env = environment(&image_env, &own_env, input.hostname, container.tty());
+    for (name, value) in &input.granted.cdi_env {
+        env.retain(|(known, _)| known != name);
+        env.push((name.clone(), value.clone()));
+    }
     let to_paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
     let (mut masked_paths, mut readonly_paths) = (Vec::new(), Vec::new());
     if security.masked() {
@@ -243,7 +258,7 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
         image_ref: image.reference.clone(),
         epoch: input.epoch,
         args: process::arguments(container, &image.entrypoint, &image.cmd, &own_env)?,
-        env: environment(&image.env, &own_env, input.hostname, container.tty()),
+        env,
         cwd: process::working_directory(container, &image.working_dir)?,
         rootfs: RootfsSpec {
             lower: image.layers.clone(),
@@ -281,6 +296,18 @@ pub fn launch_spec(input: &LaunchInput<'_>) -> Result<LaunchSpec, ConfigError> {
     })
 }
 
+/// Adds the mounts of devices to those of the container: over what every container has, beneath its volumes.
+fn with_granted(mut mounts: Vec<MountSpec>, granted: &[MountSpec]) -> Vec<MountSpec> {
+    for mount in granted {
+        mounts.retain(|known| known.volume.is_some() || known.target != mount.target);
+    }
+    let mut all = granted.to_vec();
+    all.append(&mut mounts);
+    // As they were sorted before: what is below another comes after it.
+    all.sort_by_key(|mount| mount.target.components().count());
+    all
+}
+
 fn is_dev(mount_path: &str) -> bool {
     Path::new("/").join(mount_path).components().eq(Path::new("/dev").components())
 }
@@ -288,6 +315,7 @@ fn is_dev(mount_path: &str) -> bool {
 fn default_devices() -> Vec<DeviceSpec> {
     let device = |name: &str, major: u32, minor: u32| DeviceSpec {
         path: Path::new("/dev").join(name),
+        host_path: None,
         block: false,
         major,
         minor,

@@ -5,7 +5,12 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::{api::objects::Objects, runtime::config_error::Reason, store::layout::Layout};
+use crate::{
+    api::objects::Objects,
+    runtime::config_error::Reason,
+    store::layout::Layout,
+    supervisor::spec::{MountKind, Propagation, RecursiveReadOnly},
+};
 
 fn healthy() -> Value {
     json!({
@@ -64,6 +69,17 @@ fn launch(
     image: &ImageFacts,
     options: &LaunchOptions,
 ) -> Result<LaunchSpec, ConfigError> {
+    launch_granted(pod, container, image, options, &Granted::default())
+}
+
+/// The same with what it is given for devices.
+fn launch_granted(
+    pod: &Value,
+    container: &str,
+    image: &ImageFacts,
+    options: &LaunchOptions,
+    granted: &Granted,
+) -> Result<LaunchSpec, ConfigError> {
     let pod: Pod = serde_json::from_value(pod.clone()).unwrap();
     let layout = Layout { root: "/var/lib/berth".into(), run: "/run/berth".into(), log: "/var/log/pods".into() };
     let volume = MountedVolume::at("/volumes/data".into(), false);
@@ -86,6 +102,7 @@ fn launch(
         dirs: &layout.pod("u-1", "prod", "web"),
         env_sources: EnvSources { objects: &Objects::default(), read_file: &|_, _| Ok(None) },
         volumes: &BTreeMap::from([("data".to_owned(), volume)]),
+        granted,
         cgroup: CgroupPlacement { unified: Some("/sys/fs/cgroup/app".into()), ..CgroupPlacement::default() },
         users: None,
         app_armor: &|profile| Err(format!("no {profile:?}").into()),
@@ -225,6 +242,62 @@ fn a_dev_of_its_own_has_no_devices_made_in_it() {
     let launch = with(mounts, json!({})).unwrap();
     assert!(launch.devices.is_empty() && !launch.all_devices);
     assert_eq!(launch.mounts.iter().filter(|mount| mount.target == Path::new("/dev")).count(), 1);
+}
+
+#[test]
+fn what_devices_need_is_beneath_what_the_container_has_of_its_own() {
+    let node = |path: &str, minor: u32| DeviceSpec {
+        path: path.into(),
+        host_path: Some("/dev/host".into()),
+        block: false,
+        major: 10,
+        minor,
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+    };
+    let mount = |target: &str| MountSpec {
+        target: target.into(),
+        kind: MountKind::Bind { source: "/vendor".into(), sub_path: None },
+        readonly: true,
+        recursive_readonly: RecursiveReadOnly::Disabled,
+        nosuid: false,
+        nodev: false,
+        noexec: false,
+        propagation: Propagation::Private,
+        volume: None,
+    };
+    let strings = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<Vec<_>>()
+    };
+    let granted = Granted {
+        env: strings(&[("GPU", "plugin"), ("OWN", "plugin")]),
+        cdi_env: strings(&[("OWN", "cdi")]),
+        mounts: vec![mount("/opt/vendor"), mount("/data"), mount("/etc/hosts")],
+        nodes: vec![node("/dev/gpu", 1), node("/dev/null", 2)],
+        rules: Vec::new(),
+        groups: vec![44],
+    };
+    let mut pod = healthy();
+    let own = json!([{"name": "OWN", "value": "pod"}, {"name": "GPU", "value": "pod"}]);
+    let mounts = json!([{"name": "data", "mountPath": "/data"}]);
+    merge(&mut pod["spec"]["containers"][0], json!({"env": own, "volumeMounts": mounts}));
+    let launch = launch_granted(&pod, "app", &image(), &options(), &granted).unwrap();
+    let env = |name: &str| launch.env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    assert_eq!((env("GPU"), env("OWN")), (Some("pod"), Some("cdi")));
+    let at = |target: &str| {
+        let there = launch.mounts.iter().filter(|mount| mount.target == Path::new(target));
+        there.map(|mount| mount.volume.as_deref().unwrap_or("vendor")).collect::<Vec<_>>()
+    };
+    // The volume is mounted over it.
+    assert_eq!(
+        (at("/data"), at("/opt/vendor"), at("/etc/hosts")),
+        (vec!["vendor", "data"], vec!["vendor"], vec!["vendor"])
+    );
+    let minors: Vec<_> = launch.devices.iter().filter(|device| device.major == 10).map(|device| device.minor).collect();
+    assert_eq!(minors, [1, 2]);
+    assert_eq!(launch.devices.iter().filter(|device| device.path == Path::new("/dev/null")).count(), 1);
+    assert!(launch.user.groups.contains(&44));
 }
 
 #[test]

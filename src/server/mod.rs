@@ -6,6 +6,7 @@ pub mod find;
 pub mod images;
 pub mod local;
 pub mod logs;
+pub mod pod_resources;
 pub mod socket;
 pub mod stream;
 #[cfg(test)]

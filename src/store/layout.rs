@@ -54,6 +54,26 @@ impl Layout {
         self.root.join("control")
     }
 
+    /// Where device plugins find the agent's socket, and have their own.
+    pub fn device_plugins(&self) -> PathBuf {
+        self.root.join("device-plugins")
+    }
+
+    /// The agent's own socket there.
+    pub fn registration(&self) -> PathBuf {
+        self.device_plugins().join("kubelet.sock")
+    }
+
+    /// The socket that tells which pod has what.
+    pub fn pod_resources(&self) -> PathBuf {
+        self.root.join("pod-resources/kubelet.sock")
+    }
+
+    /// Names of the resources that device plugins have offered since the machine was started.
+    pub fn known_devices(&self) -> PathBuf {
+        self.run.join("devices.json")
+    }
+
     /// The socket of the local HTTP API.
     pub fn api_socket(&self) -> PathBuf {
         self.run.join("berth.sock")

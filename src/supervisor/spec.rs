@@ -277,6 +277,9 @@ pub enum Propagation {
 pub struct DeviceSpec {
     /// Absolute path inside the container.
     pub path: PathBuf,
+    /// The host's node, which takes its place where none can be made; `None`: the one of the same path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_path: Option<PathBuf>,
     /// `true`: block device.
     pub block: bool,
     /// Major number.

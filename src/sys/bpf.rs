@@ -39,6 +39,11 @@ pub mod instruction {
         pack(0xb4, target, 0, 0, value)
     }
 
+    /// `target = source`, 32 bits (BPF_ALU | BPF_MOV | BPF_X).
+    pub fn copy32(target: u8, source: u8) -> u64 {
+        pack(0xbc, target, source, 0, 0)
+    }
+
     /// `if target != value skip offset` (BPF_JMP | BPF_JNE | BPF_K).
     pub fn jump_if_not(target: u8, value: i32, offset: i16) -> u64 {
         pack(0x55, target, 0, offset, value)

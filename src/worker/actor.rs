@@ -50,6 +50,8 @@ pub struct Wanted {
     pub objects: u64,
     /// How often that was one an image may be pulled with.
     pub credentials: u64,
+    /// How often what device plugins offer has changed.
+    pub devices: u64,
 }
 
 /// What an actor tells of itself after each plan that changed something.
@@ -120,6 +122,7 @@ impl Actor {
         let mut known = Wanted::default();
         let mut written_for = self.pod.clone();
         self.observed.contents = self.host.contents(&self.pod);
+        self.observed.devices = self.host.device_health();
         // As many verdicts as a pod's containers can come to at a time; a probe waits with another.
         let (verdicts, mut verdict) = mpsc::channel(16);
         let mut prober = Prober::new(self.host.clone(), verdicts);
@@ -143,6 +146,10 @@ impl Actor {
             }
             if objects_changed {
                 self.memory.objects_changed(wanted.credentials != known.credentials, now);
+            }
+            if wanted.devices != known.devices {
+                self.observed.devices = self.host.device_health();
+                self.memory.objects_changed(false, now);
             }
             known = wanted.clone();
             let plan = plan(&self.pod, &self.observed, &self.memory, &self.node, now);

@@ -12,7 +12,7 @@ use std::{
 
 use berth_cni::Lease;
 use k8s_openapi::{
-    api::core::v1::{Pod, PodSpec},
+    api::core::v1::{Pod, PodSpec, ResourceStatus},
     jiff::Timestamp,
 };
 use tokio::sync::{Notify, OnceCell, mpsc};
@@ -68,8 +68,8 @@ pub struct Host {
     /// The RuntimeClass handler that makes the pod's containers, unless that is the agent: the same as long as there is
     /// the pod.
     pub(super) handler: Option<String>,
-    /// What its containers have for themselves; no change of a pod changes it.
-    pub(super) grants: Grants,
+    /// What its containers were given for themselves: the same, too.
+    pub(super) grants: Arc<Grants>,
     pub(super) dirs: PodDirs,
     /// No change of a pod changes it.
     pub(super) qos: QosClass,
@@ -167,7 +167,7 @@ impl Host {
         );
         let qos = record.pod.spec.as_ref().map_or(QosClass::BestEffort, qos_class);
         let (uid, users) = (record.uid().to_owned(), record.users);
-        let (handler, grants) = (record.handler.clone(), record.grants.clone());
+        let (handler, grants) = (record.handler.clone(), Arc::new(record.grants.clone()));
         let (verdicts, helpers) = (Verdicts::default(), Helpers::new(shared.binary.clone()));
         let record = Mutex::new(Arc::new(record));
         Host {
@@ -646,6 +646,7 @@ impl PodHost for Host {
                 Action::AttachNetwork => blocking(move || host.attach_network(&pod)).await,
                 Action::PrepareContainer { container, attempt, generation, epoch } => {
                     let name = container.clone();
+                    self.prepare_devices(&name).await?;
                     let prepare = move || host.prepare_container(&pod, &container, attempt, generation, epoch);
                     let done = blocking(prepare).await?;
                     // While the sandbox is made. Whoever releases the container waits for it, and hears of an error.
@@ -682,6 +683,14 @@ impl PodHost for Host {
 
     fn contents(&self, pod: &Pod) -> BTreeMap<String, u64> {
         self.wanted_contents(pod)
+    }
+
+    fn grants(&self) -> Grants {
+        Grants::clone(&self.grants)
+    }
+
+    fn device_health(&self) -> BTreeMap<String, Vec<ResourceStatus>> {
+        Host::device_health(self)
     }
 
     fn record(self: Arc<Self>, record: Arc<PodRecord>) -> BoxFuture<'static, Result<Done, ActionError>> {

@@ -1,13 +1,17 @@
 //! What the rest of the agent may ask about pods: the local API and the kubelet server are built on this.
 
-use std::{future::Future, os::fd::OwnedFd, pin::Pin};
+use std::{future::Future, os::fd::OwnedFd, pin::Pin, sync::Arc};
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use crate::api::problem::ManifestProblem;
-use crate::{api::update::Change, pod::grants::Grant, supervisor::spec::ExecSpec};
+use crate::{
+    api::update::Change,
+    pod::{devices::Offers, grants::Grant},
+    supervisor::spec::ExecSpec,
+};
 
 /// A pod as the agent sees it now.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -132,6 +136,17 @@ pub enum NodeError {
     Internal(String),
 }
 
+/// What a pod was given for itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodGrants {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Its sidecars and containers in order, with what they were given.
+    pub containers: Vec<(String, Grant)>,
+}
+
 /// The running node, as its servers see it.
 pub trait Node: Send + Sync + 'static {
     /// All pods, sorted by namespace and name.
@@ -166,6 +181,16 @@ pub trait Node: Send + Sync + 'static {
 
     /// Changes a pod. Answered with the pod once the change is durable.
     fn update(&self, uid: String, change: Change) -> BoxFuture<'_, Result<Pod, NodeError>>;
+
+    /// What the containers of pods that have not ended were given for themselves.
+    fn grants(&self) -> Vec<PodGrants> {
+        Vec::new()
+    }
+
+    /// What device plugins offer.
+    fn offers(&self) -> Arc<Offers> {
+        Arc::default()
+    }
 
     /// Image ids some container of some pod uses or used (not to be removed).
     fn images_in_use(&self) -> Vec<String>;

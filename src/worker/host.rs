@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd, sync::Arc};
 
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Pod, ResourceStatus},
+    jiff::Timestamp,
+};
 
 use super::{
     handle::{BoxFuture, ExecSession, NodeError, Stage, TerminalSize, Usage},
@@ -10,7 +13,7 @@ use super::{
 };
 use crate::{
     pod::{
-        Action, Eviction, Outcome,
+        Action, Eviction, Grants, Outcome,
         happening::Happening,
         observed::{Attempt, Probed},
         probe::ProbeKey,
@@ -44,6 +47,16 @@ pub trait PodHost: Send + Sync + 'static {
     /// By volume of `pod` whose content comes from objects: what stands for the content it should have now. Quick; the
     /// objects are in memory.
     fn contents(&self, _pod: &Pod) -> BTreeMap<String, u64> {
+        BTreeMap::new()
+    }
+
+    /// What the pod's containers were given for themselves.
+    fn grants(&self) -> Grants {
+        Grants::default()
+    }
+
+    /// By container: the health of the devices that it was given. Quick; what plugins say is in memory.
+    fn device_health(&self) -> BTreeMap<String, Vec<ResourceStatus>> {
         BTreeMap::new()
     }
 

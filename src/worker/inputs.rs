@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use oci_spec::runtime::LinuxSeccomp;
 
-use super::{env_file, execute::spec_of, host::ActionError, machine, shared::Shared};
+use super::{devices, env_file, execute::spec_of, host::ActionError, machine, shared::Shared};
 use crate::{
     api::qos::QosClass,
     cgroup::{CgroupError, CpuSet, LeafLimits, PodLimits},
@@ -21,7 +21,7 @@ use crate::{
     runtime::{
         config_error::ConfigError,
         container_ref::ContainerRef,
-        devices::{device_access, volume_devices},
+        devices::{Granted, VolumeDevice, device_access, volume_devices},
         env::EnvSources,
         handler::{
             Features,
@@ -191,6 +191,10 @@ impl Shared {
             Some(volume) => env_file::read(&volume.host_path, path).map_err(|error| error.to_string()),
             None => Err("the volume is not set up".to_owned()),
         };
+        let granted = match attempt.grants.of(attempt.container.name()).filter(|grant| !grant.artifacts.is_empty()) {
+            Some(grant) => devices::granted(grant, &self.config.cdi_directories, owner(pod, attempt.container))?,
+            None => Granted::default(),
+        };
         // A runtime makes the filter itself, of the profile.
         let profile = RefCell::new(None);
         let keep_profile = |choice: &SeccompChoice, capabilities: u64| {
@@ -211,6 +215,7 @@ impl Shared {
             dirs,
             env_sources: EnvSources { objects: &objects, read_file: &read_file },
             volumes: attempt.volumes,
+            granted: &granted,
             cgroup: CgroupPlacement::default(),
             users: attempt.users,
             app_armor: &|profile| Ok(self.app_armor.ensure(profile)?),
@@ -218,7 +223,9 @@ impl Shared {
             seccomp: if attempt.handler.is_some() { &keep_profile } else { &seccomp_filter },
         })?;
         let mut limits = self.leaf_limits(pod, attempt.container, attempt.grants);
-        limits.devices = device_access(limits.devices, &volume_devices(attempt.container, attempt.volumes)?);
+        let volumes = volume_devices(attempt.container, attempt.volumes)?;
+        let rules = volumes.iter().map(VolumeDevice::rule).chain(granted.rules);
+        limits.devices = device_access(limits.devices, rules);
         let placement = self.ensure_leaf(pod, qos, &spec.id, attempt, limits.clone());
         spec.cgroup = placement.map_err(|error| ActionError::new("CreateContainerError", &error))?;
         let Some(handler) = attempt.handler else { return Ok(Prepared { spec, bundle: None }) };
@@ -262,6 +269,16 @@ impl Shared {
     pub fn changed_resources(&self, limits: &LeafLimits) -> serde_json::Value {
         bundle::changed_resources(limits, self.launch.cgroup_version)
     }
+}
+
+/// User and group of a container as far as the pod names them by number.
+fn owner(pod: &Pod, container: ContainerRef<'_>) -> (Option<u32>, Option<u32>) {
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let own = container.security_context();
+    let user = own.and_then(|own| own.run_as_user).or_else(|| of_pod?.run_as_user);
+    let group = own.and_then(|own| own.run_as_group).or_else(|| of_pod?.run_as_group);
+    let id = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok());
+    (id(user), id(group))
 }
 
 /// What a status calls an image, as with containerd: the digest it is known by in a repository, that of the pod if there

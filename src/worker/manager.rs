@@ -13,9 +13,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+pub use super::granting::DeviceTrouble;
 use super::{
     actor::{Actor, Report, Wanted},
-    handle::NodeError,
+    granting::{Granter, Granting},
+    handle::{BoxFuture, NodeError},
     host::{PodEvent, PodHost},
     record::{self, PodRecord},
     room::WaitingPod,
@@ -33,6 +35,7 @@ use crate::{
     pod::{
         Grants, Memory, NodeView, ObservedPod, Rejection,
         desired::{Desired, DesiredPod, SourcedPod, full_name},
+        devices::Question,
         lifecycle,
         observed::Sandbox,
         preemption,
@@ -78,14 +81,43 @@ pub trait Hosts: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// What the containers of a new pod are given for themselves, beside pods that have `taken`. What it is given is its own
-    /// from then on.
+    /// Resources of a pod that a device plugin would have to offer and none does now.
+    fn awaited_devices(&self, _pod: &Pod) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What a new pod is given for itself, none of it among what others have (`taken`). If a plugin has to be asked first,
+    /// the question; its answer is the next of `answers` then.
     ///
     /// # Errors
-    /// There is not enough, or not where it is wanted.
-    fn grant(&self, _pod: &Pod, _taken: &[&Grants]) -> Result<Grants, Rejection> {
-        Ok(Grants::default())
+    /// It cannot be given.
+    fn grant(
+        &self,
+        _pod: &Pod,
+        _taken: &[&Grants],
+        _answers: &[Vec<String>],
+    ) -> Result<(Grants, Option<Question>), Rejection> {
+        Ok((Grants::default(), None))
     }
+
+    /// Which devices a plugin would rather have chosen.
+    ///
+    /// # Errors
+    /// It does not say.
+    fn preferred_devices(&self, _question: Question) -> BoxFuture<'static, Result<Vec<String>, DeviceTrouble>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// Has devices made ready for a pod, and notes with them what its containers need.
+    ///
+    /// # Errors
+    /// A plugin cannot.
+    fn allocate_devices(&self, _pod: Pod, grants: Grants) -> BoxFuture<'static, Result<Grants, DeviceTrouble>> {
+        Box::pin(async { Ok(grants) })
+    }
+
+    /// What pods have for themselves, with that of one that is about to start.
+    fn given(&self, _grants: &[&Grants]) {}
 
     /// Why a running pod can never get the resources it wants now.
     fn infeasible(&self, _wanted: &Pod, _allocated: &Pod) -> Option<String> {
@@ -189,6 +221,8 @@ pub struct Manager {
     pub(super) leaving: JoinSet<()>,
     /// New generations already said to be waiting, so that it is said once.
     waiting: BTreeSet<String>,
+    /// New pods that are being given something.
+    pub(super) granter: Granter,
     /// Pods that wait for room.
     pub(super) for_room: watch::Sender<Vec<WaitingPod>>,
     /// Pods whose record cannot be used: nothing is done to them, or for them. By UID: what they may have.
@@ -209,6 +243,7 @@ impl Manager {
             leaving: JoinSet::new(),
             waiting: BTreeSet::new(),
             for_room: watch::Sender::default(),
+            granter: Granter::default(),
             left_alone: BTreeMap::new(),
             objects: Arc::default(),
         }
@@ -233,6 +268,16 @@ impl Manager {
         self.left_alone.insert(uid, kept);
     }
 
+    /// What the pods have that are left alone.
+    pub(super) fn kept_grants(&self) -> impl Iterator<Item = Grants> + '_ {
+        self.left_alone.values().map(|kept| kept.grants.clone())
+    }
+
+    /// Whether a new pod waits for something.
+    pub(super) fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// UIDs of the pods there are.
     pub fn uids(&self) -> BTreeSet<String> {
         self.running.keys().cloned().collect()
@@ -251,6 +296,7 @@ impl Manager {
             biased;
             Some(gone) = self.tasks.join_next_with_id() => gone,
             Some(_) = self.leaving.join_next() => return,
+            () = self.granter.answered() => return,
             else => return std::future::pending().await,
         };
         match gone {
@@ -350,6 +396,16 @@ impl Manager {
                 }
                 continue;
             }
+            let awaited = self.awaited(pod);
+            if !awaited.is_empty() {
+                // Nothing is kept free for it meanwhile: the plugin may be a pod itself.
+                let message = format!("the pod waits for a device plugin that offers {}", awaited.join(" and "));
+                if self.waiting.insert(uid.clone()) {
+                    info!(pod = pod.full_name, uid, "{message}");
+                }
+                problems.push(waits(&pod.pod, message));
+                continue;
+            }
             // The room that is being made is not given to somebody else.
             let before: Vec<&Pod> = waiting.iter().map(|(pod, _): &(&DesiredPod, _)| &pod.pod.pod).collect();
             let Some(why) = self.start(pod, &before, seen) else {
@@ -357,12 +413,13 @@ impl Manager {
                 continue;
             };
             waiting.push((pod, why));
-            if self.waiting.insert(uid.clone()) {
+            if self.waiting.insert(uid.clone()) && !self.granter.is_asking(uid) {
                 info!(pod = pod.full_name, uid, "the pod waits until there is room for it");
             }
         }
         self.waiting.retain(|uid| desired.pods.contains_key(uid));
         self.tell_waiting(waiting);
+        self.granter.keep(|uid| desired.pods.contains_key(uid));
         self.resize_waiting();
         self.tell_hosts();
         problems
@@ -396,12 +453,21 @@ impl Manager {
         let mut pod = desired.pod.pod.clone();
         // What an API server says of a new pod.
         pod.metadata.generation.get_or_insert(1);
-        let given = match self.hosts.complete(&mut pod).and_then(|()| self.make_room(&pod, waiting)) {
-            Ok(None) => self.hosts.users(&pod, &self.taken_users()).and_then(|users| {
-                let grants = self.hosts.grant(&pod, &self.taken_grants())?;
-                Ok(Kept { users, grants })
-            }),
-            Ok(Some(why)) => return Some(why),
+        let room = self.hosts.complete(&mut pod).and_then(|()| self.make_room(&pod, waiting));
+        let granted = room.and_then(|room| match room {
+            None => self.give(desired, &pod),
+            Some(why) => Ok(Granting::Wait(why)),
+        });
+        let given = match granted {
+            Ok(Granting::Wait(why)) => return Some(why),
+            Ok(Granting::Given(grants)) => {
+                if !grants.is_empty() {
+                    // Before anything of the pod is begun.
+                    let all: Vec<&Grants> = self.taken_grants().into_iter().chain([&grants]).collect();
+                    self.hosts.given(&all);
+                }
+                self.hosts.users(&pod, &self.taken_users()).map(|users| Kept { users, grants })
+            }
             Err(rejection) => Err(rejection),
         };
         let (Kept { users, grants }, rejection) = match given {
@@ -475,5 +541,15 @@ impl Manager {
             actor.run().await;
             uid
         });
+    }
+}
+
+fn waits(pod: &SourcedPod, message: String) -> ManifestProblem {
+    ManifestProblem {
+        source: pod.origin.clone(),
+        document: Some(pod.document),
+        pod: Some(pod.full_name()),
+        warning: true,
+        message,
     }
 }

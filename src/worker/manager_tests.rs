@@ -34,6 +34,7 @@ use crate::{
         Action, Eviction, Grants, Memory, ObservedPod, Rejection, Verdict,
         admission::{self, NodeFacts, PODS},
         desired::{Desired, SourceId, SourceUpdate, SourcedPod, merge},
+        devices::Question,
         observed::{Leftovers, Network, Sandbox},
         topology::Cpus,
     },
@@ -117,7 +118,12 @@ impl Hosts for FakeHosts {
         Ok(wanted.then(|| IdPool::new("", "", UNIT, 3).expect("a pool").allocate(taken).expect("a range")))
     }
 
-    fn grant(&self, pod: &Pod, taken: &[&Grants]) -> Result<Grants, Rejection> {
+    fn grant(
+        &self,
+        pod: &Pod,
+        taken: &[&Grants],
+        _answers: &[Vec<String>],
+    ) -> Result<(Grants, Option<Question>), Rejection> {
         let mut grants = Grants::default();
         if pod.metadata.name.as_deref().is_some_and(|name| name.contains("own")) {
             let taken: Cpus = taken.iter().flat_map(|grants| grants.cpus().iter().collect::<Vec<_>>()).collect();
@@ -125,7 +131,7 @@ impl Hosts for FakeHosts {
             let free = (0..3).find(|cpu| !taken.contains(*cpu)).ok_or_else(none)?;
             grants.of_mut("app").cpus = Cpus::from_iter([free]);
         }
-        Ok(grants)
+        Ok((grants, None))
     }
 
     fn changed(&self, _pods: &[&Pod], grants: &[&Grants]) {

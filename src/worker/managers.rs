@@ -81,14 +81,20 @@ impl Managers {
         Ok(managers)
     }
 
-    /// What a new pod is given for itself, beside pods that have `taken`.
+    /// The machine's NUMA nodes, where anything is decided by them.
+    pub fn numa(&self) -> &NumaNodes {
+        &self.numa
+    }
+
+    /// What a new pod is given for itself, beside pods that have `taken`; `devices` among that.
     ///
     /// # Errors
     /// There is not enough, or not where the topology manager wants it.
-    pub fn grant(&self, pod: &Pod, taken: &[&Grants]) -> Result<Grants, Rejection> {
+    pub fn grant(&self, pod: &Pod, taken: &[&Grants], devices: Option<&dyn Provider>) -> Result<Grants, Rejection> {
         let cpus = self.cpu.as_ref().map(|manager| manager.provider(granted(taken)));
         let memory = self.memory.as_ref().map(|manager| manager.provider(taken.to_vec()));
-        let providers = [cpus.as_ref().map(|cpus| cpus as &dyn Provider), memory.as_ref().map(|memory| memory as _)];
+        let cpus = cpus.as_ref().map(|cpus| cpus as &dyn Provider);
+        let providers = [devices, cpus, memory.as_ref().map(|memory| memory as _)];
         let providers: Vec<&dyn Provider> = providers.into_iter().flatten().collect();
         grant(pod, &self.numa, self.options, &providers)
     }
@@ -204,10 +210,10 @@ mod tests {
         let managers = managers(&regular(1, 1, 4, 2, 1), STATIC).unwrap();
         let shared = managers.shared(&[]).unwrap();
         assert_eq!(shared.to_string(), "0-7");
-        let given = managers.grant(&pod("6", "1Gi"), &[]).unwrap();
+        let given = managers.grant(&pod("6", "1Gi"), &[], None).unwrap();
         assert_eq!(given.cpus().to_string(), "1-3,5-7", "1100m are two processors");
         assert_eq!(managers.shared(&[&given]).unwrap().to_string(), "0,4");
-        let rejection = managers.grant(&pod("1", "1Gi"), &[&given]).unwrap_err();
+        let rejection = managers.grant(&pod("1", "1Gi"), &[&given], None).unwrap_err();
         assert_eq!(rejection.reason, "UnexpectedAdmissionError");
     }
 
@@ -221,15 +227,15 @@ mod tests {
         // Two of the first node's four processors are reserved, and one of its sixteen GiB.
         let places =
             |grants: &Grants| (grants.cpus().to_string(), grants.of("app").unwrap().memory_nodes().to_string());
-        let first = managers.grant(&pod("2", "1Gi"), &[]).unwrap();
+        let first = managers.grant(&pod("2", "1Gi"), &[], None).unwrap();
         assert_eq!(places(&first), ("2-3".to_owned(), "0".to_owned()));
-        let second = managers.grant(&pod("2", "15Gi"), &[&first]).unwrap();
+        let second = managers.grant(&pod("2", "15Gi"), &[&first], None).unwrap();
         assert_eq!(places(&second), ("4-5".to_owned(), "1".to_owned()));
         // Processors are left on the second node alone, and so much memory on the first.
-        let rejection = managers.grant(&pod("2", "10Gi"), &[&first, &second]).unwrap_err();
+        let rejection = managers.grant(&pod("2", "10Gi"), &[&first, &second], None).unwrap_err();
         assert_eq!(rejection.reason, "TopologyAffinityError");
         // Where no node has the memory it says so itself, as upstream's.
-        let rejection = managers.grant(&pod("2", "15Gi"), &[&first, &second]).unwrap_err();
+        let rejection = managers.grant(&pod("2", "15Gi"), &[&first, &second], None).unwrap_err();
         assert_eq!(rejection.reason, "UnexpectedAdmissionError");
     }
 
@@ -247,7 +253,7 @@ mod tests {
         let others = managers(&build, "cpuManagerPolicy: static\nreservedSystemCPUs: \"1\"").unwrap();
         let held = grants(json!({"app": {"cpus": "1-2"}}));
         assert_eq!(others.oddities(&held), ["it keeps the processors 1, which are reserved now"]);
-        assert_eq!(others.grant(&pod("2", "1Gi"), &[&held]).unwrap().cpus().to_string(), "0,3");
+        assert_eq!(others.grant(&pod("2", "1Gi"), &[&held], None).unwrap().cpus().to_string(), "0,3");
         assert!(others.oddities(&Grants::default()).is_empty());
     }
 

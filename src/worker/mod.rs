@@ -6,9 +6,13 @@ pub mod actor;
 mod actor_tests;
 pub mod claims;
 mod csi;
+mod devices;
 mod env_file;
 pub mod execute;
 mod far_volumes;
+mod granting;
+#[cfg(test)]
+mod granting_tests;
 pub mod handle;
 mod helper;
 mod hooks;

@@ -12,14 +12,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     actor::Report,
-    handle::{BoxFuture, ContainerView, ExecSession, ManifestProblem, Node, NodeError, PodView, TerminalSize, Usage},
+    handle::{
+        BoxFuture, ContainerView, ExecSession, ManifestProblem, Node, NodeError, PodGrants, PodView, TerminalSize,
+        Usage,
+    },
     manager::{Entries, Entry, Update},
     room::WaitingPod,
 };
 use crate::{
     api::{container_ref::ContainerRef, resources::is_sidecar, update::Change},
+    device::Devices,
     pod::{
         Grants,
+        devices::Offers,
         observed::{Attempt, AttemptState, Sandbox},
     },
     store::layout::Layout,
@@ -38,6 +43,8 @@ pub struct RunningNode {
     pub updates: mpsc::Sender<Update>,
     /// Pods that wait for room on the node.
     pub waiting: watch::Receiver<Vec<WaitingPod>>,
+    /// Device plugins.
+    pub devices: Arc<Devices>,
 }
 
 /// How long a change may take to be durable before whoever asked is told that it is not yet.
@@ -264,6 +271,36 @@ impl Node for RunningNode {
                 }
             }
         })
+    }
+
+    fn grants(&self) -> Vec<PodGrants> {
+        let of = |entry: &Entry| {
+            let report = entry.reports.borrow().clone();
+            let phase = report.as_ref().and_then(|report| report.pod.status.as_ref()?.phase.as_deref());
+            if matches!(phase, Some("Succeeded" | "Failed")) {
+                return None;
+            }
+            let grants = entry.host.grants();
+            let stays = |container: &ContainerRef<'_>| match container {
+                ContainerRef::Init(_, init) => is_sidecar(init),
+                ContainerRef::App(..) => true,
+                ContainerRef::Ephemeral(..) => false,
+            };
+            let given = |container: ContainerRef<'_>| {
+                (container.name().to_owned(), grants.of(container.name()).cloned().unwrap_or_default())
+            };
+            let metadata = &entry.pod.metadata;
+            Some(PodGrants {
+                namespace: metadata.namespace.clone().unwrap_or_default(),
+                name: metadata.name.clone().unwrap_or_default(),
+                containers: ContainerRef::all(&entry.pod).filter(stays).map(given).collect(),
+            })
+        };
+        self.snapshot().iter().filter_map(of).collect()
+    }
+
+    fn offers(&self) -> Arc<Offers> {
+        self.devices.offers()
     }
 
     fn images_in_use(&self) -> Vec<String> {

@@ -30,6 +30,7 @@ use crate::{
     cgroup::CgroupError,
     config::NodeConfig,
     csi::drivers,
+    device,
     image::ImageError,
     obs::{
         chain::Chain,
@@ -255,6 +256,10 @@ impl Agent {
             manager.adopt(pod);
         }
 
+        // Every plugin registers anew when it sees the socket.
+        if let Err(error) = device::listen(&shared.config.layout.device_plugins(), shared.devices.clone()) {
+            warn!("device plugins cannot register: {}", Chain(&error));
+        }
         let (sources, file_source) = start_sources(&shared.config)?;
         let (problems, readers) = watch::channel(unreadable.clone());
         let (sender, updates) = mpsc::channel(UPDATES);
@@ -265,6 +270,7 @@ impl Agent {
             layout,
             updates: sender,
             waiting: manager.waiting_for_room(),
+            devices: shared.devices.clone(),
         });
         Ok(Agent {
             shared,
@@ -305,6 +311,7 @@ impl Agent {
         let storage: Arc<dyn plugin::Handler> = Arc::new(self.shared.csi.drivers.clone());
         let mut drivers = self.shared.csi.drivers.registered();
         let plugins = tokio::spawn(plugin::registry::follow(registry, [(drivers::KIND, storage)].into()));
+        let mut devices = self.shared.devices.changes();
         let ruleset = tokio::spawn(ruleset::keep(self.shared.clone()));
         let pool = tokio::spawn(pool::keep(self.shared.clone()));
         let events = tokio::spawn(event_file::keep(self.event_file.clone(), self.shared.events.clone()));
@@ -333,6 +340,11 @@ impl Agent {
                 Ok(()) = drivers.changed() => {
                     drivers.mark_unchanged();
                     self.manager.drivers_changed();
+                }
+                Ok(()) = devices.changed() => {
+                    if self.manager.devices_changed() {
+                        self.reconcile();
+                    }
                 }
                 () = self.manager.pod_gone() => self.reconcile(),
                 Some(update) = self.updates.recv() => self.manager.update(update),

@@ -16,9 +16,10 @@ use super::{
     claims::Claims,
     csi::Csi,
     execute::Host,
+    handle::BoxFuture,
     host::{PodEvent, PodHost},
     machine,
-    manager::Hosts,
+    manager::{DeviceTrouble, Hosts},
     managers::Managers,
     pool::Pool,
     record::PodRecord,
@@ -35,11 +36,13 @@ use crate::{
     },
     cgroup::{Cgroups, ClassTotals, Layout},
     config::NodeConfig,
+    device::Devices,
     image::{Credentials, Image, ImageConfig, ImageError, ImageStore, Mirror, RegistryConfig},
     obs::events::{Recorder, Severity},
     pod::{
         Grants, Rejection,
         admission::{self, NodeFacts},
+        devices::{self, DeviceProvider, Question},
         runtime_class,
     },
     runtime::{
@@ -98,6 +101,8 @@ pub struct Shared {
     pub csi: Csi,
     /// The objects pods refer to; the sending half fills it.
     pub objects: watch::Sender<Arc<Objects>>,
+    /// Device plugins and what they offer.
+    pub devices: Arc<Devices>,
     /// Tokens of service accounts.
     pub tokens: Arc<dyn TokenSource>,
     /// Pulls that may go on at once.
@@ -147,18 +152,38 @@ impl Hosts for RealHosts {
         self.0.ids.allocate(taken).ok_or_else(none).map(Some)
     }
 
-    fn grant(&self, pod: &Pod, taken: &[&Grants]) -> Result<Grants, Rejection> {
-        let grants = self.0.managers.grant(pod, taken)?;
-        if !grants.cpus().is_empty() {
-            // Before anything of the pod is begun.
-            let all: Vec<&Grants> = taken.iter().copied().chain([&grants]).collect();
-            self.0.pool.set(self.0.managers.shared(&all));
-        }
-        Ok(grants)
+    fn awaited_devices(&self, pod: &Pod) -> Vec<String> {
+        self.awaited(pod)
+    }
+
+    fn grant(
+        &self,
+        pod: &Pod,
+        taken: &[&Grants],
+        answers: &[Vec<String>],
+    ) -> Result<(Grants, Option<Question>), Rejection> {
+        let (offers, managers) = (self.0.devices.offers(), &self.0.managers);
+        let provider = DeviceProvider::new(&offers, devices::taken(taken.iter().copied()), managers.numa(), answers);
+        let grants = managers.grant(pod, taken, Some(&provider))?;
+        Ok((grants, provider.question()))
+    }
+
+    fn given(&self, grants: &[&Grants]) {
+        self.0.pool.set(self.0.managers.shared(grants));
     }
 
     fn infeasible(&self, wanted: &Pod, allocated: &Pod) -> Option<String> {
         self.0.managers.infeasible(wanted, allocated)
+    }
+
+    fn preferred_devices(&self, question: Question) -> BoxFuture<'static, Result<Vec<String>, DeviceTrouble>> {
+        let shared = self.0.clone();
+        Box::pin(async move { shared.preferred_devices(&question).await })
+    }
+
+    fn allocate_devices(&self, pod: Pod, grants: Grants) -> BoxFuture<'static, Result<Grants, DeviceTrouble>> {
+        let shared = self.0.clone();
+        Box::pin(async move { shared.allocate_devices(&pod, grants).await })
     }
 
     fn changed(&self, pods: &[&Pod], grants: &[&Grants]) {
@@ -272,6 +297,7 @@ impl Shared {
             objects,
             claims: Claims::new(config.layout.claims()),
             csi: Csi::default(),
+            devices: Arc::new(Devices::new(config.layout.known_devices())),
             pulls: Semaphore::new(parallel),
             warned: Mutex::default(),
             classes: Mutex::default(),

@@ -361,7 +361,8 @@ pub fn exec_spec(script: &str) -> ExecSpec {
 
 /// A character device with mode 666.
 pub fn device(name: &str, major: u32, minor: u32) -> DeviceSpec {
-    DeviceSpec { path: Path::new("/dev").join(name), block: false, major, minor, mode: 0o666, uid: 0, gid: 0 }
+    let path = Path::new("/dev").join(name);
+    DeviceSpec { path, host_path: None, block: false, major, minor, mode: 0o666, uid: 0, gid: 0 }
 }
 
 /// A tmpfs on `directory`, which is made.

@@ -54,6 +54,11 @@ const RULES: &[Rule] = &[
     Rule { module: "sys", may_use: &["sys"], never: &["tokio", "tracing", "k8s_openapi", "reqwest", "serde_json"] },
     Rule { module: "store", may_use: &["store", "sys", "api"], never: &["tokio", "reqwest"] },
     Rule { module: "cgroup", may_use: &["cgroup", "sys", "api", "supervisor::spec"], never: &["tokio"] },
+    Rule {
+        module: "device",
+        may_use: &["device", "pod::devices", "pod::topology", "api", "store", "supervisor::spec", "obs::chain"],
+        never: &["nix", "libc", "reqwest"],
+    },
     Rule { module: "image", may_use: &["image", "store", "sys"], never: &["k8s_openapi"] },
     Rule { module: "network", may_use: &["network", "store", "api"], never: &["tokio"] },
     Rule { module: "plugin", may_use: &["plugin"], never: &["k8s_openapi"] },

@@ -6,10 +6,14 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::{Issues, NO_LABELS, any, has_labels};
+use crate::api::resources::{CPU, EPHEMERAL_STORAGE, HUGEPAGES_PREFIX, MEMORY, is_extended};
 
-/// Resources a container may be limited in.
+/// Resources a container may be limited in: those the kernel keeps it within, and those that are given to it whole. Which
+/// of the latter there are is a matter of admission.
 fn is_enforced(resource: &str) -> bool {
-    matches!(resource, "cpu" | "memory" | "ephemeral-storage") || resource.starts_with("hugepages-")
+    matches!(resource, CPU | MEMORY | EPHEMERAL_STORAGE)
+        || resource.starts_with(HUGEPAGES_PREFIX)
+        || is_extended(resource)
 }
 
 pub(super) fn check(container: &Container, path: &str, issues: &mut Issues) {
@@ -88,16 +92,15 @@ fn check_resources(resources: &ResourceRequirements, path: &str, issues: &mut Is
     for name in limits.iter().flatten().map(|(name, _)| name) {
         let field = format!("{path}.resources.limits[{name}]");
         if !is_enforced(name) {
-            issues.refuse(field, "no device plugin on this node offers such a resource");
+            issues.refuse(field, "nothing on this node offers such a resource");
         }
     }
-    // A request is a matter of scheduling, except where it stands for a device. One that has a limit beside it has
-    // been named above.
+    // One that has a limit beside it has been named above.
     let limited = |name: &String| limits.as_ref().is_some_and(|limits| limits.contains_key(name));
     for name in requests.iter().flatten().map(|(name, _)| name) {
         if !is_enforced(name) && !limited(name) {
             let field = format!("{path}.resources.requests[{name}]");
-            issues.refuse(field, "no device plugin on this node offers such a resource");
+            issues.refuse(field, "nothing on this node offers such a resource");
         }
     }
 }

@@ -107,7 +107,7 @@ pub fn validate_metadata(metadata: &ObjectMeta, rule: NameRule) -> Vec<FieldErro
             errors.check("metadata.name", name, broken);
         }
     }
-    annotations_and_labels(metadata, &mut errors);
+    annotations_and_labels("metadata", metadata, &mut errors);
     errors.0
 }
 

@@ -20,7 +20,7 @@ fn is_standard(name: &str) -> bool {
 
 /// Resources of which more may be promised than there is: requests may be below limits.
 fn may_overcommit(name: &str) -> bool {
-    !name.contains('/') && !name.starts_with(HUGEPAGES_PREFIX)
+    resources::is_native(name) && !name.starts_with(HUGEPAGES_PREFIX)
 }
 
 /// A resource list: its names and that its amounts are quantities of nothing or more.
@@ -34,6 +34,8 @@ fn amount(path: &str, name: &str, quantity: &ApiQuantity, errors: &mut Errors) -
     errors.check(path, name, names::qualified(name));
     if !name.contains('/') && !is_standard(name) {
         errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
+    } else if !resources::is_native(name) && !resources::is_extended(name) {
+        errors.push(FieldError::invalid(path, name, "doesn't follow extended resource name standard"));
     }
     let amount = match Quantity::try_from(quantity) {
         Ok(amount) => amount,

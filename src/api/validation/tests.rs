@@ -225,6 +225,16 @@ fn resources_are_checked() {
         json!({"example.com/gpu": "1"}),
         "limits: Required value: Limit must be set for non overcommitable resources",
     );
+    case(
+        "limits",
+        json!({"requests.example.com/gpu": "1"}),
+        r#"limits[requests.example.com/gpu]: Invalid value: "requests.example.com/gpu": doesn't follow extended resource name standard"#,
+    );
+    case(
+        "limits",
+        json!({"example.com/gpu": "500m"}),
+        r#"limits[example.com/gpu]: Invalid value: "500m": must be an integer"#,
+    );
 }
 
 #[test]

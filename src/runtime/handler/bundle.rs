@@ -237,11 +237,8 @@ fn resources(limits: &LeafLimits, version: CgroupVersion) -> Value {
 
 fn device_rules(access: &DeviceAccess) -> Vec<Value> {
     let rule = |rule: &DeviceRule| {
-        let access = match (rule.open, rule.write) {
-            (false, _) => "m",
-            (true, false) => "r",
-            (true, true) => "rwm",
-        };
+        let access = [(rule.read, 'r'), (rule.write, 'w'), (rule.make, 'm')];
+        let access: String = access.into_iter().filter(|(allowed, _)| *allowed).map(|(_, letter)| letter).collect();
         let mut value = json!({ "allow": true, "type": if rule.block { "b" } else { "c" }, "access": access });
         for (name, number) in [("major", rule.major), ("minor", rule.minor)] {
             if let Some(number) = number {

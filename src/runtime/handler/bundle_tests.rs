@@ -140,6 +140,7 @@ fn only_devices_beyond_the_default_ones_are_asked_for() {
     let config = made(|case| {
         let device = |path: &str, minor| DeviceSpec {
             path: path.into(),
+            host_path: None,
             block: path.ends_with("disk"),
             major: 1,
             minor,
@@ -148,7 +149,7 @@ fn only_devices_beyond_the_default_ones_are_asked_for() {
             gid: 6,
         };
         case.spec.devices = vec![device("/dev/null", 3), device("/dev/disk", 0)];
-        let rule = DeviceRule { block: true, major: Some(1), minor: Some(0), open: true, write: false };
+        let rule = DeviceRule { block: true, major: Some(1), minor: Some(0), read: true, write: false, make: false };
         case.limits.devices = DeviceAccess::Only(vec![rule]);
     });
     let expected =

@@ -75,7 +75,8 @@ fn make(directory: &mut Directory<'_>, device: &DeviceSpec) -> Result<(), Failur
 
 /// Where nodes cannot be made (no CAP_MKNOD, device rules) the host's own node does, if it is the right one.
 fn bind_from_host(parent: BorrowedFd<'_>, name: &Path, device: &DeviceSpec) -> io::Result<()> {
-    let host = openat2(mount::here(), &device.path, purpose::PLACE, 0, Scope::NoMagicLinks)?;
+    let path = device.host_path.as_deref().unwrap_or(&device.path);
+    let host = openat2(mount::here(), path, purpose::PLACE, 0, Scope::NoMagicLinks)?;
     let status = node::status(host.as_fd())?;
     let kind = if device.block { Kind::BlockDevice } else { Kind::CharacterDevice };
     if (status.kind, status.device) != (kind, (device.major, device.minor)) {
@@ -137,6 +138,7 @@ fn list(directory: &Path, depth: usize, devices: &mut Vec<DeviceSpec>) -> io::Re
             let (major, minor) = node::device_number(metadata.rdev());
             devices.push(DeviceSpec {
                 path: entry.path(),
+                host_path: None,
                 block: kind.is_block_device(),
                 major,
                 minor,
