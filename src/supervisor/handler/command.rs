@@ -42,6 +42,8 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 pub(super) struct Runtime<'a> {
     pub(super) handler: &'a HandlerSpec,
     pub(super) id: &'a str,
+    /// Where it writes its log: each caller's own, as several may call at a time.
+    pub(super) log: PathBuf,
 }
 
 /// The streams of a call.
@@ -81,10 +83,6 @@ impl Runtime<'_> {
         Duration::from_millis(self.handler.time_limit)
     }
 
-    fn log(&self) -> PathBuf {
-        self.handler.bundle.join("log.json")
-    }
-
     /// Calls it and waits for its end.
     ///
     /// # Errors
@@ -93,7 +91,7 @@ impl Runtime<'_> {
     pub(super) fn call(&self, call: &Call<'_>) -> Result<(), Failure> {
         let failed = |message: String| Failure::refused(format!("OCI runtime {} failed", call.verb), message);
         // What an earlier call had to say is not this one's.
-        let _ = fs::remove_file(self.log());
+        let _ = fs::remove_file(&self.log);
         let program = CString::new(self.handler.program.as_os_str().as_bytes());
         let program = program.map_err(|error| failed(error.to_string()))?;
         let arguments = self.arguments(call).map_err(|error| failed(error.to_string()))?;
@@ -130,12 +128,11 @@ impl Runtime<'_> {
 
     fn arguments(&self, call: &Call<'_>) -> Result<Strings, std::ffi::NulError> {
         let handler = self.handler;
-        let log = self.log();
         let before: [&OsStr; 6] = [
             "--root".as_ref(),
             handler.state.as_os_str(),
             "--log".as_ref(),
-            log.as_os_str(),
+            self.log.as_os_str(),
             "--log-format".as_ref(),
             "json".as_ref(),
         ];
@@ -151,7 +148,7 @@ impl Runtime<'_> {
 
     /// Why it failed, in its own words: of its log, else of what it printed.
     fn words(&self, call: &Call<'_>) -> Option<String> {
-        let logged = last_part(&self.log()).as_deref().and_then(logged);
+        let logged = last_part(&self.log).as_deref().and_then(logged);
         logged.or_else(|| printed(call.streams.words?))
     }
 }

@@ -51,7 +51,7 @@ pub(super) struct Part<'a> {
 /// runtime needs for itself is the pod's overhead.
 pub(super) fn run(part: Part<'_>) -> i32 {
     process::set_name(c"berth-runtime");
-    let runtime = Runtime { handler: part.handler, id: &part.spec.id };
+    let runtime = Runtime { handler: part.handler, id: &part.spec.id, log: part.handler.bundle.join("log.json") };
     let begun = prepare(&part).and_then(|()| begin(&part, &runtime));
     // The container has them now, or never will: as long as we hold them their readers see no end.
     let closed = exec::close_all_but(&[part.line]);

@@ -151,19 +151,25 @@ fn run(
 struct Files {
     process: PathBuf,
     pid: PathBuf,
+    log: PathBuf,
     console: String,
 }
 
 impl Files {
     fn new(part: &Part<'_>) -> Files {
         let name = |what: &str| part.handler.bundle.join(format!("exec-{}{what}", part.number));
-        Files { process: name(".json"), pid: name(".pid"), console: format!("exec-{}.sock", part.number) }
+        Files {
+            process: name(".json"),
+            pid: name(".pid"),
+            log: name(".log"),
+            console: format!("exec-{}.sock", part.number),
+        }
     }
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
-        for file in [&self.process, &self.pid] {
+        for file in [&self.process, &self.pid, &self.log] {
             // Left over it goes with the attempt.
             let _ = fs::remove_file(file);
         }
@@ -177,7 +183,7 @@ fn begin(
     files: &Files,
     killed: BorrowedFd<'_>,
 ) -> Result<Option<OwnedFd>, Failure> {
-    let runtime = Runtime { handler: part.handler, id: &part.launch.id };
+    let runtime = Runtime { handler: part.handler, id: &part.launch.id, log: files.log.clone() };
     let mut options = vec!["--detach".into(), "--process".into(), (&files.process).into()];
     options.extend(["--pid-file".into(), (&files.pid).into()]);
     // As with the container itself (`conduct`).
