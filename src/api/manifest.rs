@@ -222,6 +222,14 @@ fn parse_yaml_document(part: Part<'_>) -> Result<Option<Document>, ManifestError
     Ok(if value.is_null() { None } else { Some(Document { value, warnings }) })
 }
 
+/// Reads one document of YAML. A key that is written twice is an error.
+///
+/// # Errors
+/// Where and why it is none, on one line.
+pub fn read_yaml(text: &str) -> Result<Value, String> {
+    yaml_value(text, DuplicateKeyPolicy::Error).map_err(|error| yaml_message(&error, 0))
+}
+
 fn yaml_value(text: &str, duplicate_keys: DuplicateKeyPolicy) -> Result<Value, serde_saphyr::Error> {
     // YAML 1.1 as upstream's parser has it: `yes` is a boolean and `0644` an octal number. The budget against alias
     // bombs, deep nesting and the like is the library's own.

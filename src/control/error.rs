@@ -83,8 +83,7 @@ impl ApiError {
 
     /// The object has been changed since it was read.
     pub fn modified(subject: Subject<'_>) -> ApiError {
-        let because =
-            "the object has been modified; please apply your changes to the latest version and try again";
+        let because = "the object has been modified; please apply your changes to the latest version and try again";
         ApiError::conflict(subject, because)
     }
 

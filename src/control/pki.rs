@@ -98,9 +98,8 @@ impl Authority {
             durable::write(&key, pair.key.as_bytes())?;
             durable::write(&certificate, pair.certificate.as_bytes())?;
         }
-        let read = |path: &Path| {
-            fs::read_to_string(path).map_err(|source| PkiError::Read { path: path.to_owned(), source })
-        };
+        let read =
+            |path: &Path| fs::read_to_string(path).map_err(|source| PkiError::Read { path: path.to_owned(), source });
         let (certificate, key) = (read(&certificate)?, read(&key)?);
         let key = KeyPair::from_pem(&key).map_err(failed("read the key of the certificate authority"))?;
         let issuer = Issuer::from_ca_cert_pem(&certificate, key)

@@ -85,6 +85,32 @@ impl FieldError {
     }
 }
 
+/// The form of an object's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NameRule {
+    /// Labels joined by dots, as most have it.
+    Subdomain,
+    /// One label.
+    Label,
+}
+
+/// What is wrong with the metadata of an object of any type, whose name has the form of `rule`.
+pub fn validate_metadata(metadata: &ObjectMeta, rule: NameRule) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    match metadata.name.as_deref().unwrap_or_default() {
+        "" => errors.push(FieldError::required_because("metadata.name", "name or generateName is required")),
+        name => {
+            let broken = match rule {
+                NameRule::Subdomain => names::subdomain(name),
+                NameRule::Label => names::label(name),
+            };
+            errors.check("metadata.name", name, broken);
+        }
+    }
+    annotations_and_labels("metadata", metadata, &mut errors);
+    errors.0
+}
+
 /// What is wrong with a label's key (or a taint's), one line each; nothing if it is one.
 pub fn qualified_name_problems(text: &str) -> Vec<String> {
     names::qualified(text)

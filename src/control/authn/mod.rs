@@ -2,9 +2,9 @@
 //! presented something it does not accept does not: the others may.
 
 mod certificate;
-mod tokens;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::collections::BTreeMap;
 

@@ -25,7 +25,10 @@ fn a_certificate_of_the_own_authority_names_user_and_groups() {
     let authenticator = Authenticator { certificates: trust(), tokens: Tokens::default() };
     let empty = HeaderMap::new();
     let user = authenticator.authenticate(&chain(&client.certificate), &empty, UnixTime::now()).unwrap();
-    assert_eq!((user.name.as_str(), user.groups.as_slice()), ("jane", [MASTERS, AUTHENTICATED].map(str::to_owned).as_slice()));
+    assert_eq!(
+        (user.name.as_str(), user.groups.as_slice()),
+        ("jane", [MASTERS, AUTHENTICATED].map(str::to_owned).as_slice())
+    );
 
     // The authority is kept, so that what it signed before is still worth something.
     let again = Authority::ensure(directory.path(), now).unwrap();

@@ -1,7 +1,10 @@
 //! Bearer tokens from a file, as `--token-auth-file` of upstream's API server: lines of
 //! `token,user,uid,"group1,group2"`; the groups may be left out.
 
-use std::{fs, io, path::{Path, PathBuf}};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use aws_lc_rs::digest::{SHA256, digest};
 
@@ -41,8 +44,7 @@ impl Tokens {
     /// # Errors
     /// It is not readable, or a line is not one. No token is in the error.
     pub fn read(path: &Path) -> Result<Tokens, TokenFileError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| TokenFileError::Read { path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path).map_err(|source| TokenFileError::Read { path: path.to_owned(), source })?;
         let mut tokens = Tokens::default();
         for (index, line) in text.lines().enumerate() {
             if line.trim().is_empty() || line.starts_with('#') {
@@ -62,8 +64,12 @@ impl Tokens {
             }
             let groups = groups.first().map(String::as_str).unwrap_or_default();
             let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty());
-            let user =
-                User { name: name.clone(), uid: uid.clone(), groups: groups.map(str::to_owned).collect(), ..User::default() };
+            let user = User {
+                name: name.clone(),
+                uid: uid.clone(),
+                groups: groups.map(str::to_owned).collect(),
+                ..User::default()
+            };
             tokens.0.push((key, user));
         }
         Ok(tokens)

@@ -39,7 +39,9 @@ async fn a_write_happens_only_where_what_it_expects_is_there() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path());
     let first = put(&store, "a/x", Expected::Absent, 1).await.unwrap();
-    assert!(matches!(put(&store, "a/x", Expected::Absent, 2).await, Err(WriteError::Conflict(Some(at))) if at == first));
+    assert!(
+        matches!(put(&store, "a/x", Expected::Absent, 2).await, Err(WriteError::Conflict(Some(at))) if at == first)
+    );
     let second = put(&store, "a/x", Expected::Revision(first), 2).await.unwrap();
     assert_eq!(second, first + 1, "a write that does not happen takes no revision");
     for stale in [first, second + 1] {

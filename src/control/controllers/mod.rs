@@ -1,0 +1,3 @@
+//! What the control plane does by itself, as a client of the registry.
+
+pub mod namespaces;
