@@ -3,6 +3,8 @@
 set -euo pipefail
 packages=(busybox-static skopeo umoci docker-registry nftables iproute2 curl jq runc podman
   libcap2-bin apparmor netavark iptables catatonit mmdebstrap strace zstd)
+# kubectl, where there is none: Debian's.
+command -v kubectl >/dev/null || packages+=(kubernetes-client)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")

@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod control;
 pub mod csi;
 pub mod fixtures;
 pub mod fuse;

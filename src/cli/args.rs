@@ -41,6 +41,8 @@ pub struct Directories {
 pub enum Command {
     /// Run the agent: start the pods of the manifests and keep them running
     Node(NodeArgs),
+    /// Run an API server for kubectl and other clients
+    ControlPlane(ControlPlaneArgs),
     /// List pods, and manifests that could not be used
     Pods(PodsArgs),
     /// List containers and their processes
@@ -379,6 +381,33 @@ pub struct NodeArgs {
     pub log_format: Option<LogFormatArg>,
 }
 
+/// `berth control-plane`.
+#[derive(Debug, Clone, Args)]
+pub struct ControlPlaneArgs {
+    /// Address to listen on
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub bind_address: IpAddr,
+    /// Port to listen on (0: any that is free)
+    #[arg(long, value_name = "PORT", default_value_t = 6443)]
+    pub secure_port: u16,
+    /// Also write the administrator's kubeconfig here
+    #[arg(long, value_name = "FILE")]
+    pub write_kubeconfig: Option<PathBuf>,
+    /// Further names and addresses of the server, for its certificate
+    #[arg(long, value_name = "NAME|IP", value_delimiter = ',')]
+    pub tls_san: Vec<String>,
+    /// Bearer tokens: lines of token,user,uid,"group1,group2"
+    #[arg(long, value_name = "FILE")]
+    pub token_auth_file: Option<PathBuf>,
+    /// How much is logged: 0 for operators, 4 for debugging, up to 10
+    #[arg(short, long = "v", value_name = "LEVEL", default_value_t = 0, help_heading = "Log",
+          value_parser = clap::value_parser!(u8).range(0..=10))]
+    pub verbosity: u8,
+    /// How the log looks
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Log")]
+    pub log_format: Option<LogFormatArg>,
+}
+
 /// `--log-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormatArg {
@@ -444,6 +473,7 @@ mod tests {
     fn every_command_is_understood() {
         for line in [
             "berth node",
+            "berth control-plane --secure-port 0 --tls-san a,10.0.0.1",
             "berth pods -o wide -n default",
             "berth pods --problems -o json",
             "berth ps web",

@@ -8,6 +8,7 @@ mod change;
 pub mod client;
 mod columns;
 mod containers;
+mod control_plane;
 pub mod doctor;
 mod events;
 mod exec;
@@ -55,6 +56,7 @@ fn dispatch(cli: Cli, runner: NodeRunner) -> Result<ExitCode, Failed> {
     let layout = layout(&cli.directories);
     match cli.command {
         Command::Node(args) => return node::run(&cli.directories, &args, runner),
+        Command::ControlPlane(args) => return control_plane::run(&cli.directories, &args),
         Command::Exec(args) => return exec::run(&layout.stream_socket(), &args),
         Command::Attach(args) => return attach::run(&layout.stream_socket(), &args),
         Command::Debug(args) => return change::debug(&layout.api_socket(), &layout.stream_socket(), &args),
@@ -91,6 +93,7 @@ fn ask(layout: &Layout, command: Command) -> Result<(), Failed> {
             Command::Gc(args) => images::collect(&client, &args).await,
             Command::Version(args) => version(&client, &args).await,
             Command::Node(_)
+            | Command::ControlPlane(_)
             | Command::Exec(_)
             | Command::Attach(_)
             | Command::Debug(_)

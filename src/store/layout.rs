@@ -49,6 +49,11 @@ impl Layout {
         self.root.join("plugins")
     }
 
+    /// Everything of the control plane: its store, its keys, the administrator's kubeconfig.
+    pub fn control(&self) -> PathBuf {
+        self.root.join("control")
+    }
+
     /// The socket of the local HTTP API.
     pub fn api_socket(&self) -> PathBuf {
         self.run.join("berth.sock")
