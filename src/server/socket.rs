@@ -12,7 +12,6 @@ use std::{
 };
 
 use axum::Router;
-use nix::sys::stat::{Mode, umask};
 
 use crate::sys::seqpacket;
 
@@ -37,13 +36,8 @@ pub struct SocketError {
 pub fn bind_api(path: &Path) -> Result<UnixListener, SocketError> {
     prepare(path)?;
     let error = |step| move |source| SocketError { step, path: path.to_owned(), source };
-    // The mode is that of the socket at once, so that nobody slips in before a chmod.
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let listener = through(path).and_then(|(_directory, through)| UnixListener::bind(through));
-    umask(before);
-    let listener = listener.map_err(error("bind"))?;
-    listener.set_nonblocking(true).map_err(error("bind"))?;
-    Ok(listener)
+    let listener = seqpacket::listen_for_streams(parent(path), name(path)).map_err(error("bind"))?;
+    Ok(UnixListener::from(listener))
 }
 
 /// Binds the SOCK_SEQPACKET socket of exec, mode 0600.
@@ -53,10 +47,7 @@ pub fn bind_api(path: &Path) -> Result<UnixListener, SocketError> {
 pub fn bind_stream(path: &Path) -> Result<OwnedFd, SocketError> {
     prepare(path)?;
     let error = |step| move |source| SocketError { step, path: path.to_owned(), source };
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let listener = seqpacket::listen(parent(path), name(path));
-    umask(before);
-    listener.map_err(error("bind"))
+    seqpacket::listen(parent(path), name(path)).map_err(error("bind"))
 }
 
 /// Connects to the HTTP API.

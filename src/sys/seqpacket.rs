@@ -11,7 +11,13 @@ use std::{
 };
 
 use libc::{c_int, c_uint};
-use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+use nix::sys::{
+    socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr},
+    stat::{Mode, fchmod},
+};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 64;
 
 /// At most this many descriptors travel with a message.
 pub const MAX_DESCRIPTORS: usize = 4;
@@ -32,22 +38,37 @@ pub struct Packet {
     pub descriptors: Vec<OwnedFd>,
 }
 
-/// Binds a new socket to `directory`/`name` and listens. An existing socket of that name is replaced.
+/// Binds a new socket to `directory`/`name`, mode 0600, and listens. An existing socket of that name is replaced.
 ///
 /// `sun_path` holds 108 bytes only, so the directory is named through /proc/self/fd: it may be as deep as it likes.
 ///
 /// # Errors
 /// The directory cannot be opened, or bind(2) failed.
 pub fn listen(directory: &Path, name: &str) -> io::Result<OwnedFd> {
+    listen_for(SockType::SeqPacket, directory, name)
+}
+
+/// As [`listen`], for streams.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_for_streams(directory: &Path, name: &str) -> io::Result<OwnedFd> {
+    listen_for(SockType::Stream, directory, name)
+}
+
+fn listen_for(kind: SockType, directory: &Path, name: &str) -> io::Result<OwnedFd> {
     let directory = File::open(directory)?;
     match std::fs::remove_file(through(&directory, name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let listener = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    let listener = socket::socket(AddressFamily::Unix, kind, flags, None)?;
+    // The file that bind makes has the mode of the socket itself: nobody slips in before a chmod, and no umask has to be
+    // set, which would be that of all other threads, too.
+    fchmod(&listener, Mode::from_bits_truncate(0o600))?;
     socket::bind(listener.as_raw_fd(), &UnixAddr::new(through(&directory, name).as_str())?)?;
-    socket::listen(&listener, Backlog::new(16)?)?;
+    socket::listen(&listener, Backlog::new(BACKLOG)?)?;
     Ok(listener)
 }
 

@@ -232,6 +232,10 @@ impl Shared {
         let features = self.hand_over(&mut spec, handler, dirs)?;
         let (profile, version) = (profile.into_inner(), self.launch.cgroup_version);
         features.check(handler, attempt.container, (&spec, profile.is_some()), version)?;
+        // The shared pool is not in it: its cgroup may have another one by the time it is made.
+        let own = attempt.grants.of(attempt.container.name()).filter(|grant| !grant.cpus.is_empty());
+        limits.cpuset =
+            own.map(|grant| CpuSet { cpus: grant.cpus.to_string(), mems: grant.memory_nodes().to_string() });
         let bundle = bundle::config(&BundleInput {
             pod,
             spec: &spec,
