@@ -434,11 +434,19 @@ fn somebody_who_looks_for_the_cause_finds_it() {
     let pipe = std::process::Stdio::piped;
     let mut child = command.stdin(pipe()).stderr(pipe()).spawn().expect("it starts");
     let told = std::io::BufReader::new(child.stderr.take().expect("standard error"));
-    let mut told = std::io::BufRead::lines(told).map(|line| line.expect("a line"));
-    let why = told.find(|line| line.contains("is not started yet: ErrImagePull: "));
+    let (sender, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // Ends with the command, or when nobody listens any more.
+        std::io::BufRead::lines(told).map_while(Result::ok).all(|line| sender.send(line).is_ok())
+    });
+    let mut said = Vec::new();
+    let why = eventually("the reason", Duration::from_secs(30), || {
+        said.extend(lines.try_iter());
+        said.iter().find(|line| line.contains("is not started yet: ")).cloned()
+    });
     child.kill().expect("kill it");
     child.wait().expect("it ends");
-    assert!(why.is_some_and(|why| why.contains("localhost:1")));
+    assert!(why.contains("RegistryUnavailable: ") && why.contains("localhost:1"), "{said:?}");
     let crashing = agent.until("debug-crashing", "in a crash loop", |pod| {
         status(pod, 0)["state"]["waiting"]["reason"] == "CrashLoopBackOff"
     });
