@@ -433,23 +433,22 @@ fn somebody_who_looks_for_the_cause_finds_it() {
     let mut command = agent.command(&["debug", &running, "--image", "localhost:1/none:1", "-i", "--", "true"]);
     let pipe = std::process::Stdio::piped;
     let mut child = command.stdin(pipe()).stderr(pipe()).spawn().expect("it starts");
-    let mut told = child.stderr.take().expect("standard error");
-    // Whatever it says, it is not waited for without end.
-    let id = nix::unistd::Pid::from_raw(child.id() as i32);
-    let (heard, limit) = std::sync::mpsc::channel::<()>();
-    let watchdog = std::thread::spawn(move || {
-        if limit.recv_timeout(Duration::from_secs(30)).is_err() {
-            let _ = nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL);
-        }
+    let told = std::io::BufReader::new(child.stderr.take().expect("standard error"));
+    let (sender, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        // Ends with the command, or when nobody listens any more.
+        std::io::BufRead::lines(told).map_while(Result::ok).all(|line| sender.send(line).is_ok())
     });
-    let lines = std::io::BufRead::lines(std::io::BufReader::new(&mut told));
-    let why =
-        lines.map_while(Result::ok).find(|line| line.contains("is not started yet: ") && line.contains("localhost:1"));
-    heard.send(()).expect("the watchdog waits");
-    watchdog.join().expect("the watchdog ends");
+    let mut said = Vec::new();
+    let why = eventually("the reason", Duration::from_secs(30), || {
+        said.extend(lines.try_iter());
+        said.iter().find(|line| line.contains("is not started yet: ")).cloned()
+    });
     child.kill().expect("kill it");
     child.wait().expect("it ends");
-    assert!(why.is_some(), "it does not say what it waits for");
+    // It may be waited for the next try by then.
+    assert!(["RegistryUnavailable: ", "ImagePullBackOff: "].iter().any(|reason| why.contains(reason)), "{said:?}");
+    assert!(why.contains("localhost:1"), "{said:?}");
     let crashing = agent.until("debug-crashing", "in a crash loop", |pod| {
         status(pod, 0)["state"]["waiting"]["reason"] == "CrashLoopBackOff"
     });

@@ -155,7 +155,7 @@ pub struct InspectArgs {
 }
 
 /// `berth logs`.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct LogsArgs {
     /// Pod, as NAME, NAMESPACE/NAME or UID
     pub pod: String,

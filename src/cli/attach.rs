@@ -39,22 +39,38 @@ use crate::{
 /// It could not be attached to.
 pub fn run(socket: &Path, args: &AttachArgs) -> Result<ExitCode, Failed> {
     let request = AttachRequest { attach: args.pod.clone(), container: args.container.clone(), wait: false };
-    attach(socket, &request, args.stdin)
+    let end = attach(socket, &request, args.stdin)?;
+    if !end.attached {
+        eprintln!("berth: the container has just ended; berth logs has what it wrote");
+    }
+    Ok(end.code)
+}
+
+/// How an attachment came to its end.
+pub struct End {
+    /// The container's code.
+    pub code: ExitCode,
+    /// Whether there was one: a container may be over before anybody can attach to it.
+    pub attached: bool,
+    /// Nothing was written while it lasted.
+    pub silent: bool,
 }
 
 /// Attaches and stays until the container ends.
 ///
 /// # Errors
 /// It could not be attached to.
-pub fn attach(socket: &Path, request: &AttachRequest, stdin: bool) -> Result<ExitCode, Failed> {
+pub fn attach(socket: &Path, request: &AttachRequest, stdin: bool) -> Result<End, Failed> {
     let connection = socket::connect_stream(socket).map_err(|error| unreachable(socket, &error))?;
     let broken = |error: io::Error| Failed::new(Exit::Failure, format!("pass the streams of the container: {error}"));
-    let code = session(&connection, request, stdin).map_err(|trouble| trouble.unwrap_or_else(broken))?;
+    let (code, attached, silent) =
+        session(&connection, request, stdin).map_err(|trouble| trouble.unwrap_or_else(broken))?;
     // Codes are 0-255; anything else cannot come from a process.
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(Exit::Failure as u8)))
+    Ok(End { code: ExitCode::from(u8::try_from(code).unwrap_or(Exit::Failure as u8)), attached, silent })
 }
 
-fn session(connection: &OwnedFd, request: &AttachRequest, stdin: bool) -> Result<i32, Trouble> {
+/// The container's code, whether it was attached to, and whether it was silent.
+fn session(connection: &OwnedFd, request: &AttachRequest, stdin: bool) -> Result<(i32, bool, bool), Trouble> {
     let mut pump = Pump::default();
     let own_stdin = io::stdin();
     let input = match stdin {
@@ -75,6 +91,7 @@ fn session(connection: &OwnedFd, request: &AttachRequest, stdin: bool) -> Result
     // The other ends are the supervisor's alone now: when it closes them, that is the end.
     drop((input, stdout, stderr));
     let mut raw = None;
+    let mut attached = false;
     loop {
         let (mut polled, routes) = pump.interests();
         let first = polled.len();
@@ -103,16 +120,19 @@ fn session(connection: &OwnedFd, request: &AttachRequest, stdin: bool) -> Result
             Err(error) => return Err(error.into()),
         };
         match reply {
-            ExecReply::Attached { terminal: true, .. } if stdin && own_stdin.is_terminal() => {
-                send_size(connection)?;
-                raw = Some(RawMode::enter(&own_stdin.as_fd().try_clone_to_owned()?)?);
+            ExecReply::Attached { terminal, .. } => {
+                attached = true;
+                if terminal && stdin && own_stdin.is_terminal() {
+                    send_size(connection)?;
+                    raw = Some(RawMode::enter(&own_stdin.as_fd().try_clone_to_owned()?)?);
+                }
             }
             ExecReply::Waiting { why } => eprintln!("berth: the container is not started yet: {why}"),
-            ExecReply::Attached { .. } | ExecReply::Started { .. } => {}
+            ExecReply::Started { .. } => {}
             ExecReply::Exited { code } => {
                 // What it wrote before it ended is in the pipes by now.
                 pump.drain()?;
-                return Ok(code);
+                return Ok((code, attached, !pump.has_output()));
             }
             ExecReply::Failed { not_found, not_run, message } => {
                 return Err(refused(not_found, not_run, message).into());

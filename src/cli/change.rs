@@ -14,9 +14,10 @@ use k8s_openapi::{
 };
 
 use super::{
-    args::{DebugArgs, ResizeArgs},
+    args::{DebugArgs, LogsArgs, ResizeArgs},
     attach,
     client::{Client, json},
+    containers,
     exit::{Exit, Failed},
     output::{print, show},
     pods::not_found,
@@ -106,15 +107,21 @@ async fn add(client: &Client, args: &DebugArgs) -> Result<String, Failed> {
 pub fn debug(api: &Path, stream: &Path, args: &DebugArgs) -> Result<ExitCode, Failed> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| Failed::of(&error))?;
-    let name = runtime.block_on(add(&Client::new(api), args))?;
-    drop(runtime);
+    let client = Client::new(api);
+    let name = runtime.block_on(add(&client, args))?;
     if !args.stdin {
         print(&format!("{name}\n"))?;
         return Ok(Exit::Success.into());
     }
     eprintln!("berth: the container is called {name}");
-    let request = AttachRequest { attach: args.pod.clone(), container: Some(name), wait: true };
-    attach::attach(stream, &request, true)
+    let request = AttachRequest { attach: args.pod.clone(), container: Some(name.clone()), wait: true };
+    let end = attach::attach(stream, &request, true)?;
+    if end.silent {
+        // A short command may have been faster. What it wrote is in its log.
+        let log = LogsArgs { pod: args.pod.clone(), container: Some(name), ..LogsArgs::default() };
+        runtime.block_on(containers::logs(&client, &log))?;
+    }
+    Ok(end.code)
 }
 
 /// `debugger-` and five letters.

@@ -22,6 +22,8 @@ pub struct Route {
     /// Ends of pipes and terminals made for this session are non-blocking. The caller's own descriptors are left as
     /// they are, since other processes share them.
     input: bool,
+    /// Something has come.
+    carried: bool,
 }
 
 impl Route {
@@ -31,7 +33,7 @@ impl Route {
     /// fcntl(2) failed.
     pub fn input(from: OwnedFd, to: OwnedFd) -> io::Result<Route> {
         set_nonblocking(to.as_fd())?;
-        Ok(Route { from: Some(from.into()), to: Some(to.into()), pending: Vec::new(), input: true })
+        Ok(Route { from: Some(from.into()), to: Some(to.into()), pending: Vec::new(), input: true, carried: false })
     }
 
     /// From the command to the caller: `from` is ours, `to` the caller's.
@@ -40,7 +42,7 @@ impl Route {
     /// fcntl(2) failed.
     pub fn output(from: OwnedFd, to: OwnedFd) -> io::Result<Route> {
         set_nonblocking(from.as_fd())?;
-        Ok(Route { from: Some(from.into()), to: Some(to.into()), pending: Vec::new(), input: false })
+        Ok(Route { from: Some(from.into()), to: Some(to.into()), pending: Vec::new(), input: false, carried: false })
     }
 
     /// Reads once; at the end of the source it is closed.
@@ -51,7 +53,10 @@ impl Route {
         self.pending.truncate(*result.as_ref().unwrap_or(&0));
         match result {
             Ok(0) => self.from = None,
-            Ok(_) => return Ok(true),
+            Ok(_) => {
+                self.carried = true;
+                return Ok(true);
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
             // The master of a terminal whose last slave is closed says EIO.
@@ -128,6 +133,11 @@ impl Pump {
         Ok(())
     }
 
+    /// Whether the command has written anything.
+    pub fn has_output(&self) -> bool {
+        self.routes.iter().any(|route| !route.input && route.carried)
+    }
+
     /// The command has ended: passes on what it has written, without waiting for more.
     ///
     /// # Errors
@@ -186,7 +196,9 @@ mod tests {
         let mut pump = Pump::default();
         pump.add(Route::output(source.into(), target.into()).unwrap());
         feed.write_all(b"last words").unwrap();
+        assert!(!pump.has_output());
         pump.drain().unwrap();
+        assert!(pump.has_output());
         drop(pump);
         let mut text = String::new();
         sink.read_to_string(&mut text).unwrap();

@@ -1,7 +1,7 @@
 //! attach over `<run>/stream.sock`: as exec, but the streams are connected to those of a container that runs already.
 //!
 //! [`AttachRequest`] comes with stdin, stdout and stderr; it is answered with [`ExecReply::Waiting`] (each time the reason why
-//! the container does not run yet becomes another one), with [`ExecReply::Attached`] and, when the container has ended, [`ExecReply::Exited`] with its code. In between the client may send the [`TerminalSize`] of its terminal.
+//! the container does not run yet becomes another one), with [`ExecReply::Attached`] (unless it was over before) and, when the container has ended, [`ExecReply::Exited`] with its code. In between the client may send the [`TerminalSize`] of its terminal.
 
 use std::{io, pin::pin, sync::Arc};
 
@@ -59,8 +59,10 @@ pub(super) async fn session(
         Ok(started) => started,
         Err(error) => return connection.send(&failed(&error), &[]).await,
     };
-    let reply = ExecReply::Attached { container: target.container.clone(), terminal: target.terminal };
-    connection.send(&reply, &[]).await?;
+    if !session.over {
+        let reply = ExecReply::Attached { container: target.container.clone(), terminal: target.terminal };
+        connection.send(&reply, &[]).await?;
+    }
     loop {
         // Cancel-safe: the session stays where it is, and `receive` loses nothing.
         tokio::select! {

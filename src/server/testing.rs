@@ -106,12 +106,12 @@ impl Node for FakeNode {
             if spec.tty {
                 let (reader, writer) = std::io::pipe().unwrap();
                 std::fs::File::from(OwnedFd::from(writer)).write_all(b"terminal").unwrap();
-                return Ok(ExecSession { terminal: Some(reader.into()), exit: Box::pin(async { Ok(0) }) });
+                return Ok(ExecSession { terminal: Some(reader.into()), over: false, exit: Box::pin(async { Ok(0) }) });
             }
             let mut streams = stdio.into_iter();
             let stdout = streams.nth(1).unwrap();
             std::fs::File::from(stdout).write_all(spec.args.join(" ").as_bytes()).unwrap();
-            Ok(ExecSession { terminal: None, exit: Box::pin(async { Ok(7) }) })
+            Ok(ExecSession { terminal: None, over: false, exit: Box::pin(async { Ok(7) }) })
         })
     }
 
@@ -136,7 +136,7 @@ impl Node for FakeNode {
                 end.notified().await;
                 Ok(3)
             });
-            Ok(ExecSession { terminal: None, exit })
+            Ok(ExecSession { terminal: None, over: false, exit })
         })
     }
 

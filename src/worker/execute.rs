@@ -760,7 +760,7 @@ impl PodHost for Host {
             // Holds the supervisor's connection as long as somebody waits for the code.
             let exit: BoxFuture<'static, Result<i32, NodeError>> =
                 Box::pin(async move { exec.wait().await.map(|end| end.exit_code).map_err(internal) });
-            Ok(ExecSession { terminal, exit })
+            Ok(ExecSession { terminal, over: false, exit })
         })
     }
 

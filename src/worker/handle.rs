@@ -99,6 +99,8 @@ pub struct TerminalSize {
 pub struct ExecSession {
     /// Master of the pty when one was asked for.
     pub terminal: Option<OwnedFd>,
+    /// It was over before anybody could attach: what it wrote is in its log alone.
+    pub over: bool,
     /// Resolves to the exit code.
     pub exit: BoxFuture<'static, Result<i32, NodeError>>,
 }
@@ -106,7 +108,7 @@ pub struct ExecSession {
 impl ExecSession {
     /// Of a process that has ended with `code` already.
     pub fn ended(code: i32) -> ExecSession {
-        ExecSession { terminal: None, exit: Box::pin(async move { Ok(code) }) }
+        ExecSession { terminal: None, over: true, exit: Box::pin(async move { Ok(code) }) }
     }
 }
 

@@ -50,6 +50,9 @@ pub struct RunningNode {
 /// How long a change may take to be durable before whoever asked is told that it is not yet.
 const RECORDED: Duration = Duration::from_secs(30);
 
+/// How long the end of a container takes to be known after its supervisor knows it, with time to spare.
+const END: Duration = Duration::from_secs(2);
+
 impl RunningNode {
     fn snapshot(&self) -> Vec<Entry> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
@@ -223,7 +226,7 @@ impl Node for RunningNode {
                 }
                 reports.changed().await.map_err(|_| gone())?;
             };
-            entry.host.clone().attach(container.clone(), stdio).await?;
+            let attached = entry.host.clone().attach(container.clone(), stdio).await;
             let exit = async move {
                 let code = |report: &Option<Arc<Report>>| {
                     let attempts = report.as_ref()?.observed.containers.get(&container)?;
@@ -234,7 +237,14 @@ impl Node for RunningNode {
                     .and_then(|report| code(&report))
                     .ok_or_else(|| NodeError::Conflict(format!("the pod of container {container} is gone")))
             };
-            Ok(ExecSession { terminal: None, exit: Box::pin(exit) })
+            if let Err(error) = attached {
+                // Refused because it has just ended, most likely: then that is told next.
+                return match tokio::time::timeout(END, exit).await {
+                    Ok(Ok(code)) => Ok(ExecSession::ended(code)),
+                    _ => Err(error),
+                };
+            }
+            Ok(ExecSession { terminal: None, over: false, exit: Box::pin(exit) })
         })
     }
 
