@@ -68,7 +68,7 @@ const RULES: &[Rule] = &[
         may_use: &["probe", "runtime::client", "supervisor::spec", "sys"],
         never: &["tracing", "std::fs", "Timestamp::now"],
     },
-    Rule { module: "control", may_use: &["control", "api", "store", "obs"], never: &["nix::", "libc::"] },
+    Rule { module: "control", may_use: &["control", "api", "store", "obs"], never: &["libc::"] },
     Rule { module: "volume", may_use: &["volume", "store", "sys", "api"], never: &["tokio"] },
 ];
 
