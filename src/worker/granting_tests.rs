@@ -197,7 +197,7 @@ async fn what_is_being_made_ready_is_nobody_elses_and_holds_nobody_up() {
 async fn a_pod_waits_for_devices_of_one_that_leaves() {
     let mut rig = rig(1, false);
     let release = Arc::new(Notify::new());
-    let hold = (Action::ForgetPod, Step::Hold(release.clone()));
+    let hold = (Action::StopSandbox, Step::Hold(release.clone()));
     rig.hosts.scripts.lock().unwrap().insert("a".to_owned(), hold);
     rig.settle(&[("a", 1)]).await;
     rig.hosts.answers.notify_one();
