@@ -63,15 +63,6 @@ impl<'a> Plugin<'a> {
     }
 }
 
-impl Plugin<'_> {
-    /// Ends it, and takes away what it made.
-    fn remove(mut self) {
-        self.kill();
-        fs::remove_dir_all(state(self.place)).expect("its state");
-        fs::remove_file(self.place.path("root/device-plugins/example.com-device.sock")).expect("its socket");
-    }
-}
-
 impl Drop for Plugin<'_> {
     fn drop(&mut self) {
         self.kill();
@@ -140,8 +131,10 @@ fn a_container_has_the_devices_it_was_given_and_no_others() {
     let agent = agent(&place);
     run(&agent, "first", WAIT, json!({}));
     ready(&agent, "first");
+    let _plugin = Plugin::start(&place, &["--pre-start"]);
+    let known = place.path("run/devices.json");
+    eventually("its devices are known", Duration::from_secs(10), || known.exists().then_some(()));
     let before = Machine::look(&place);
-    let plugin = Plugin::start(&place, &["--pre-start"]);
     let spec = json!({ "containers": [
         container("has", WAIT, with(devices(1), json!({ "env": [{ "name": "OWN", "value": "1" }] }))),
         container("none", WAIT, json!({})),
@@ -170,7 +163,6 @@ fn a_container_has_the_devices_it_was_given_and_no_others() {
     assert_eq!(exec(&agent, &both, OPEN), "opened dev-0\nopened dev-1\n");
     agent.delete("both.json");
     agent.gone("both");
-    plugin.remove();
     before.assert_clean(&Machine::look(&place));
 }
 

@@ -138,7 +138,6 @@ impl View<'_> {
             stop_signal: latest.map(|attempt| signals::name(attempt.stop_signal)),
             user: latest.and_then(|attempt| attempt.user.as_deref()).map(user),
             volume_mounts: latest.and_then(|_| volume_mounts(container)),
-            ..ContainerStatus::default()
         }
     }
 
