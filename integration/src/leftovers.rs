@@ -5,13 +5,18 @@ use std::{collections::BTreeSet, fs, path::Path};
 use crate::Place;
 
 /// What the agent keeps for itself between two runs: not a pod's.
-const OWN: [&str; 8] = [
+const OWN: [&str; 13] = [
     "agent.log",
     "root/agent.lock",
+    "root/device-plugins",
+    "root/device-plugins/kubelet.sock",
     "root/events.jsonl",
     "root/plugins_registry",
+    "root/pod-resources",
+    "root/pod-resources/kubelet.sock",
     "root/pods",
     "run/agent.lock",
+    "run/devices.json",
     "run/network",
     "run/pods",
 ];

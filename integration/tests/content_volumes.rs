@@ -328,8 +328,10 @@ fn what_cannot_be_is_said_by_name() {
     apply(&agent, "mode", of(json!({ "secret": { "secretName": "s", "defaultMode": 0o1000 } })));
     apply(
         &agent,
-        "bundle",
-        of(json!({ "projected": { "sources": [{ "clusterTrustBundle": { "path": "p", "name": "b" } }] } })),
+        "certificate",
+        of(json!({ "projected": { "sources": [
+            { "podCertificate": { "signerName": "example.com/s", "keyType": "ED25519", "credentialBundlePath": "b" } }
+        ] } })),
     );
     let words = [
         ("upwards.json", "must not contain '..'"),
@@ -345,7 +347,7 @@ fn what_cannot_be_is_said_by_name() {
     for (file, rule) in words {
         assert!(text.contains(rule), "{file}: {text}");
     }
-    explained(&agent, "bundle", &["clusterTrustBundle", "not supported"]);
+    explained(&agent, "certificate", &["podCertificate"]);
 }
 
 #[test]
