@@ -25,9 +25,9 @@ use crate::{
     },
     supervisor::{self, spec::SandboxSpec},
     sys::{
-        self, pidfd,
+        self, memfd, pidfd,
         process::{self, Child},
-        program, seqpacket,
+        seqpacket,
     },
 };
 
@@ -92,7 +92,7 @@ impl SealedBinary {
     /// [`SpawnError::Seal`].
     pub fn from_path(path: &Path) -> Result<SealedBinary, SpawnError> {
         File::open(path)
-            .and_then(|file| program::sealed_copy(&file))
+            .and_then(|file| memfd::sealed_copy(c"berth", &file))
             .map(|file| SealedBinary { file: Arc::new(file) })
             .map_err(|source| SpawnError::Seal { path: path.to_owned(), source })
     }

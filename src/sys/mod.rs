@@ -16,7 +16,6 @@ pub mod openat2;
 pub mod pidfd;
 pub mod probe;
 pub mod process;
-pub mod program;
 pub mod seccomp;
 pub mod seqpacket;
 pub mod session;

@@ -26,7 +26,6 @@ const FSMOUNT_CLOEXEC: c_uint = 1;
 const FSCONFIG_SET_FLAG: c_uint = 0;
 const FSCONFIG_SET_STRING: c_uint = 1;
 const FSCONFIG_CMD_CREATE: c_uint = 6;
-const FSCONFIG_CMD_RECONFIGURE: c_uint = 7;
 const MOVE_MOUNT_F_EMPTY_PATH: c_uint = 0x04;
 const MOVE_MOUNT_T_EMPTY_PATH: c_uint = 0x40;
 
@@ -95,15 +94,6 @@ impl FileSystem {
             )
         };
         descriptor(mount)
-    }
-
-    /// Makes the whole file system read-only, by whatever mount it is reached. To be called after [`FileSystem::mount`].
-    ///
-    /// # Errors
-    /// EBUSY while something in it is open for writing.
-    pub fn make_read_only(&self) -> io::Result<()> {
-        self.flag("ro")?;
-        self.configure(FSCONFIG_CMD_RECONFIGURE, None, None)
     }
 
     /// What the file system itself said of the last failure, if it said anything.

@@ -148,7 +148,8 @@ fn a_specification_that_is_not_understood_is_not_used() {
     };
     place.put("etc/a.json", &spec(|_| {}));
     place.resolve(&["vendor.com/gpu=0"]).unwrap();
-    let cases: [(fn(&mut Value), &str); 5] = [
+    type Case = (fn(&mut Value), &'static str);
+    let cases: [Case; 5] = [
         (|spec| spec["cdiVersion"] = json!("2.0"), "unknown cdiVersion"),
         (|spec| spec["kind"] = json!("gpu"), "invalid kind"),
         (|spec| spec["devices"][0]["name"] = json!("-"), "invalid device name"),
