@@ -388,7 +388,9 @@ fn a_container_added_to_a_running_pod_looks_into_it() {
     run(&agent, "web", WAIT, json!({}));
     let name = ready(&agent, "web");
     let before = agent.pod("web").expect("the pod");
-    let script = "ls /proc/1/root/proc >/dev/null && tr '\\0' ' ' < /proc/1/cmdline; echo; hostname; exit 5";
+    // In one piece: what is written before anybody is attached is in the log alone, and shown only if nothing else came.
+    let script =
+        "ls /proc/1/root/proc >/dev/null && c=$(tr '\\0' ' ' < /proc/1/cmdline); echo \"$c on $(hostname)\"; exit 5";
     let arguments =
         ["debug", &name, "--image", "busybox:1", "--target", "app", "-c", "look", "-i", "--", "sh", "-c", script];
     let output = agent.cli(&arguments).expect("it runs");
